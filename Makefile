@@ -1,0 +1,69 @@
+# Needs Python >= 3.11 and make, nothing else: the first target that needs it sets up .venv, and installs
+# into it again only when pyproject.toml has changed. Another interpreter: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+# Neighbouring tests share compiled functions: each process starts with one contiguous half of them.
+PYTEST := -m pytest -n 2 --dist worksteal --durations=10
+
+.PHONY: help demo test test-slow test-oldest lint typecheck docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/installed-plot ## fit infinitely wide networks to a real table and draw the result
+	$(BIN)/python examples/quickstart.py
+
+test: lint ## check the style and run the tests
+	$(BIN)/python $(PYTEST)
+
+test-slow: $(VENV)/installed-dev ## run the slow tier of the tests
+	$(BIN)/python $(PYTEST) -m slow
+
+test-oldest: $(OLDEST)/installed ## run the tests with the lower bounds of all requirements (Python 3.11 or 3.12)
+	$(OLDEST)/bin/python $(PYTEST)
+
+lint: $(VENV)/installed-dev ## check the style and the formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+typecheck: $(VENV)/installed-dev ## check the types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/installed-docs ## build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/installed-bench ## run the benchmarks
+	$(BIN)/python benchmarks/mlp_kernels.py
+
+clean: ## remove the environments and everything that was built
+	rm -rf $(VENV) $(OLDEST) .bench build dist site
+	rm -rf .hypothesis .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	"gpntk needs Python 3.11 or newer, $(PYTHON) is %d.%d. Try: make PYTHON=python3.12" % sys.version_info[:2])'
+
+$(VENV)/created:
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# One stamp for each extra of pyproject.toml, so that the demo does not wait for the tools of the tests.
+$(VENV)/installed-%: pyproject.toml | $(VENV)/created
+	@echo 'Installing gpntk[$*] in $(VENV) ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# Turns every "name>=version" of pyproject.toml into a pin.
+$(OLDEST)/installed: pyproject.toml
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(OLDEST)
+	sed -nE 's/^ *"([a-z0-9-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > $(OLDEST)/constraints.txt
+	@echo 'Installing gpntk[test] with its oldest requirements in $(OLDEST) ...'
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(OLDEST)/constraints.txt --editable '.[test]'
+	@touch $@

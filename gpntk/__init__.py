@@ -1,0 +1,61 @@
+"""Wide neural networks as kernels.
+
+Names are imported when they are first used: `import gpntk` costs nothing and, unlike an import of GPJax, starts
+no device.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpntk.activations import *  # noqa: F403
+    from gpntk.kernels import *  # noqa: F403
+    from gpntk.networks import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+# The public names, by the subpackage that defines them.
+_PUBLIC = {
+    "activations": (
+        "ABReLU",
+        "Abs",
+        "Cos",
+        "Elementwise",
+        "Erf",
+        "Exp",
+        "GELU",
+        "Gaussian",
+        "Hermite",
+        "Identity",
+        "LeakyReLU",
+        "Monomial",
+        "Polynomial",
+        "Rbf",
+        "ReLU",
+        "SiLU",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Softplus",
+        "Tanh",
+    ),
+    "kernels": ("NNGP", "NTK", "BlockedComputation", "Product", "Sum", "nngp_and_ntk"),
+    "networks": ("MLP",),
+}
+_HOME = {name: home for home, names in _PUBLIC.items() for name in names}
+
+__all__ = [*_PUBLIC, *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return importlib.import_module(f"gpntk.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"gpntk.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gpntk' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,94 @@
+"""Rejection of bad input, one sentence pattern for every parameter.
+
+Every message names the parameter, what is allowed and the value received. Checks act on concrete
+values only: under `jit`, `grad` or `vmap` a traced value passes through, because its value is not
+known; its shape is still checked.
+"""
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether any leaf of `values` is a tracer, so that its value cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def real_number(name: str, value: Any, *, minimum: float, strict: bool = False, infinite: bool = False) -> float:
+    """`value` as a float, at least `minimum` (above it if `strict`), infinite only if allowed."""
+    relation = ">" if strict else ">="
+    allowed = f"a {'' if infinite else 'finite '}real number {relation} {minimum:g}"
+    is_number = isinstance(value, numbers.Real) or (
+        hasattr(value, "shape") and value.shape == () and jnp.issubdtype(value.dtype, jnp.number)
+    )
+    if not is_number or isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be {allowed}, got {value!r}.")
+    number = float(value)
+    below = number <= minimum if strict else number < minimum
+    if math.isnan(number) or below or (math.isinf(number) and not infinite):
+        raise ValueError(f"`{name}` must be {allowed}, got {number:g}.")
+    return number
+
+
+def integer(name: str, value: Any, *, minimum: int) -> int:
+    """`value` as an int, at least `minimum`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be an integer >= {minimum}, got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"`{name}` must be an integer >= {minimum}, got {value}.")
+    return int(value)
+
+
+def option(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """`value`, which must be one of the `allowed` strings."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    return value
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -> Any:
+    """`value`, which must be an instance of `kind`, described as `wanted` in the message."""
+    if not isinstance(value, kind):
+        hint = f" Did you mean {value.__name__}()?" if isinstance(value, type) else ""
+        raise TypeError(f"`{name}` must be {wanted}, got {value!r}.{hint}")
+    return value
+
+
+def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N D"]:
+    """`x` as a floating point matrix of inputs, one row an input, in scikit-learn's wording.
+
+    Raises:
+        ValueError: if `x` is not a non-empty numeric 2-D array of finite values, or has a number of
+            columns other than `n_features`.
+    """
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+    # numpy's kinds do not know JAX's bfloat16, jax.numpy's do.
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"Input {name} must be an array of real numbers, got dtype {x.dtype}.")
+    if x.ndim != 2:
+        raise ValueError(
+            f"Expected 2D array, got {x.ndim}D array instead for {name}: shape {x.shape}. "
+            "Inputs are (n_samples, n_features); reshape one sample with `x[None, :]`."
+        )
+    for size, kind in zip(x.shape, ("sample(s)", "feature(s)"), strict=True):
+        if size == 0:
+            raise ValueError(
+                f"Found array with 0 {kind} (shape={x.shape}) for {name} while a minimum of 1 is required."
+            )
+    if n_features is not None and x.shape[1] != n_features:
+        raise ValueError(
+            f"{name} has {x.shape[1]} features, but the network expects {n_features} features as input."
+        )
+    if not is_traced(x) and not np.isfinite(x).all():
+        too_large = f"infinity or a value too large for dtype({str(x.dtype)!r})"
+        raise ValueError(f"Input {name} contains {'NaN' if np.isnan(x).any() else too_large}.")
+    return jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.floating) else float)

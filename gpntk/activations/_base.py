@@ -1,0 +1,109 @@
+"""What every activation provides, and the numerically safe pieces that closed forms share."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Features = Any
+"""What one input contributes to a dual: a pytree of arrays whose leading axes are those of its variance."""
+
+
+class AbstractActivation(eqx.Module):
+    r"""An elementwise nonlinearity $\sigma$ together with its Gaussian moments.
+
+    For $(u, v)$ jointly Gaussian with mean zero, variances $q_1, q_2$ and covariance $k$,
+
+    - the *dual* is $E[\sigma(u)\sigma(v)]$,
+    - the *dual derivative* is $E[\sigma'(u)\sigma'(v)]$, its derivative with respect to $k$.
+
+    A new activation implements `__call__`, `features` and `pair`. The split is what makes Gram matrices
+    cheap: `features` holds everything that depends on one input alone and is evaluated $N$ times, `pair`
+    is evaluated $N^2$ times. Activations are never rescaled. Daniely, Frostig & Singer (2016),
+    arXiv:1602.05897, Section 4, define dual activations.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The nonlinearity, elementwise."""
+
+    @abc.abstractmethod
+    def features(self, variance: Float[Array, "..."]) -> Features:
+        """What an input of preactivation variance `variance` contributes to the duals of all its pairs.
+
+        Leaves have the shape of `variance`, possibly with further axes behind it.
+        """
+
+    @abc.abstractmethod
+    def pair(
+        self, covariance: Float[Array, "..."], features1: Features, features2: Features
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Dual and dual derivative of pairs, by broadcasting `covariance` against both features."""
+
+    def dual(
+        self, k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        r"""$E[\sigma(u)\sigma(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting."""
+        return self._from_moments(k, q1, q2)[0]
+
+    def dual_derivative(
+        self, k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        r"""$E[\sigma'(u)\sigma'(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting."""
+        return self._from_moments(k, q1, q2)[1]
+
+    def moments(self, variance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        r"""$E[\sigma(u)^2]$ and $E[\sigma'(u)^2]$ for one Gaussian of the given variance."""
+        features = self.features(variance)
+        return self.pair(variance, features, features)
+
+    def _from_moments(self, k, q1, q2):
+        dtype = jnp.result_type(float, k, q1, q2) if not _floating(k, q1, q2) else jnp.result_type(k, q1, q2)
+        k, q1, q2 = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in (k, q1, q2)))
+        return self.pair(k, self.features(q1), self.features(q2))
+
+
+def _floating(*values) -> bool:
+    return any(hasattr(v, "dtype") and jnp.issubdtype(v.dtype, jnp.floating) for v in values)
+
+
+@jax.custom_jvp
+def derive_from(value, plain):
+    """`value`, differentiated as if it were `plain`.
+
+    The two are equal in exact arithmetic. `value` is the form that survives rounding at coincident
+    inputs, `plain` the one whose chain rule does not divide by zero there.
+    """
+    del plain
+    return value
+
+
+@derive_from.defjvp
+def _derive_from_jvp(primals, tangents):
+    return derive_from(*primals), tangents[1]
+
+
+def standard_deviation(variance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The root of `variance` and its reciprocal, which is 0 (and constant) where the variance is 0."""
+    positive = variance > 0
+    root = jnp.sqrt(jnp.where(positive, variance, 1.0))
+    return jnp.where(positive, root, 0.0), jnp.where(positive, 1.0 / root, 0.0)
+
+
+def coincidence_tolerance(dtype) -> float:
+    """`1 - |rho|` below which a pair counts as coincident: `4 sqrt(eps)` in the angle."""
+    return 8.0 * float(jnp.finfo(dtype).eps)
+
+
+def snap(distance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A distance like `1 - rho`, set to exactly 0 where only rounding keeps it from 0; its slope stays 1."""
+    exact = jnp.where(distance > coincidence_tolerance(distance.dtype), distance, 0.0)
+    return derive_from(exact, distance)
+
+
+def one_minus_square(rho: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`1 - rho^2`, exactly 0 at coincidence, with slope `-2 rho` everywhere."""
+    return snap(1.0 - jnp.abs(rho)) * (1.0 + jnp.abs(rho))

@@ -1,0 +1,127 @@
+"""Polynomial activations: their duals are finite series in the covariance."""
+
+import abc
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gpntk._checks import integer, real_number
+from gpntk.activations._base import AbstractActivation
+
+
+def horner(
+    table1: Float[Array, "... K"], table2: Float[Array, "... K"], x: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """`sum_k table1[k] table2[k] x^k` and its derivative with respect to `x`, in one pass."""
+    # The order axis goes first, so that each term reads contiguous rows of both tables.
+    table1, table2 = jnp.moveaxis(table1, -1, 0), jnp.moveaxis(table2, -1, 0)
+    value = derivative = jnp.zeros_like(x)
+    for coefficient1, coefficient2 in zip(table1[::-1], table2[::-1], strict=True):
+        derivative = derivative * x + value
+        value = value * x + coefficient1 * coefficient2
+    return value, derivative
+
+
+class _AbstractPolynomial(AbstractActivation):
+    r"""$\sigma(x) = \sum_m c_m x^m$.
+
+    $$E[\sigma\sigma] = \sum_j \frac{k^j}{j!}\, E[\sigma^{(j)}(u)]\, E[\sigma^{(j)}(v)],$$
+
+    the Wiener chaos expansion, finite for polynomials. Derivatives have moments that are polynomials in
+    the variance, so values and gradients are exact at zero variance and at coincident inputs.
+    """
+
+    @property
+    @abc.abstractmethod
+    def power_series(self) -> tuple[float, ...]:
+        """Coefficients of the powers, lowest first."""
+
+    def __call__(self, x):
+        value = jnp.zeros_like(x)
+        for coefficient in self.power_series[::-1]:
+            value = value * x + coefficient
+        return value
+
+    def features(self, variance):
+        moments = [_mean(_differentiate(self.power_series, j), variance) for j in range(len(self.power_series))]
+        return jnp.stack([m / math.sqrt(math.factorial(j)) for j, m in enumerate(moments)], axis=-1)
+
+    def pair(self, covariance, features1, features2):
+        return horner(features1, features2, covariance)
+
+
+def _differentiate(coefficients: tuple[float, ...], times: int) -> tuple[float, ...]:
+    return tuple(c * math.perm(m, times) for m, c in enumerate(coefficients) if m >= times)
+
+
+def _mean(coefficients: tuple[float, ...], variance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Mean of a polynomial of a Gaussian: even powers contribute (m - 1)!! variance^(m/2)."""
+    even = [c * math.prod(range(m - 1, 0, -2)) for m, c in enumerate(coefficients) if m % 2 == 0]
+    value = jnp.zeros_like(variance)
+    for coefficient in even[::-1]:
+        value = value * variance + coefficient
+    return value
+
+
+class Polynomial(_AbstractPolynomial):
+    """The polynomial with the given `coefficients`, lowest power first."""
+
+    coefficients: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, coefficients):
+        coefficients = tuple(coefficients)
+        if not coefficients:
+            raise ValueError("`coefficients` must hold at least one number, got an empty sequence.")
+        self.coefficients = tuple(
+            real_number(f"coefficients[{m}]", c, minimum=-math.inf) for m, c in enumerate(coefficients)
+        )
+
+    @property
+    def power_series(self):
+        return self.coefficients
+
+
+class Monomial(_AbstractPolynomial):
+    """The power `x**k`, `k >= 0`."""
+
+    k: int = eqx.field(static=True)
+
+    def __init__(self, k: int):
+        self.k = integer("k", k, minimum=0)
+
+    @property
+    def power_series(self):
+        return (0.0,) * self.k + (1.0,)
+
+
+class Hermite(_AbstractPolynomial):
+    r"""The normalised Hermite polynomial $He_k(x)/\sqrt{k!}$; it has unit second moment at unit variance.
+
+    Its duals hold at any variance, not only at 1.
+    """
+
+    k: int = eqx.field(static=True)
+
+    def __init__(self, k: int):
+        self.k = integer("k", k, minimum=0)
+
+    @property
+    def power_series(self):
+        basis = np.polynomial.hermite_e.herme2poly([0.0] * self.k + [1.0])
+        return tuple(float(c) / math.sqrt(math.factorial(self.k)) for c in basis)
+
+
+class Identity(AbstractActivation):
+    """No nonlinearity: a deep linear network."""
+
+    def __call__(self, x):
+        return x
+
+    def features(self, variance):
+        return ()
+
+    def pair(self, covariance, features1, features2):
+        return covariance, jnp.ones_like(covariance)

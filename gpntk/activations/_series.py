@@ -1,0 +1,192 @@
+r"""Activations without a closed form: duals as Hermite series, computed from the function alone.
+
+With normalised Hermite polynomials $h_k$ and $a_k(q) = E_{u \sim N(0,1)}[\sigma(\sqrt q\,u)\, h_k(u)]$,
+
+$$E[\sigma\sigma] = \sum_k a_k(q_1)\, a_k(q_2)\, \rho^k, \qquad
+  E[\sigma'\sigma'] = \sum_k b_k(q_1)\, b_k(q_2)\, \rho^k,\quad b_k = \sqrt{k+1}\, a_{k+1} / \sqrt q$$
+
+(Daniely, Frostig & Singer 2016, Lemma 11). The coefficients belong to one input each; a pair costs two
+short series. What the truncation leaves out, split into its even and odd part, is known exactly from
+$E[\sigma^2]$ and is put on the last two powers, so that coincident and antipodal pairs are exact, every
+Gram matrix stays positive semidefinite, and the size of that remainder bounds the error elsewhere.
+"""
+
+import abc
+import functools
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gpntk.activations._base import AbstractActivation, standard_deviation
+
+# The Gaussian is integrated on [-12, 12], in panels that shrink geometrically towards 0: there a function
+# of sqrt(q) u is steep when q is large, and there user functions have their kinks.
+_RANGE = 12.0
+_PANELS = np.concatenate([[0.0], 0.5 ** np.arange(12, 1, -1), np.arange(0.5, _RANGE + 0.25, 0.5)])
+_NODES_PER_PANEL = {32: 10, 64: 16}
+_ORDER = {32: 128, 64: 256}
+_CHUNK = 16
+_ROWS_AT_ONCE = 1024
+
+
+@functools.lru_cache
+def _quadrature(bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes `(m,)`, Gaussian weights `(m,)` and weighted Hermite basis `(m, order + 2)`."""
+    points, weights = np.polynomial.legendre.leggauss(_NODES_PER_PANEL[bits])
+    edges = np.concatenate([-_PANELS[:0:-1], _PANELS])
+    half = 0.5 * np.diff(edges)[:, None]
+    nodes = (0.5 * (edges[1:] + edges[:-1])[:, None] + half * points).ravel()
+    root_density = np.exp(-0.25 * nodes**2) / (2 * math.pi) ** 0.25
+    weights = (half * weights).ravel() * root_density
+    # Recurrence for h_k times the root of the density, which stays bounded at every order.
+    basis = [root_density, nodes * root_density]
+    for k in range(1, _ORDER[bits] + 3):
+        basis.append((nodes * basis[k] - math.sqrt(k) * basis[k - 1]) / math.sqrt(k + 1))
+    return nodes, weights * root_density, weights[:, None] * np.stack(basis, axis=1)
+
+
+class _AbstractSeries(AbstractActivation):
+    """An activation whose features are its Hermite coefficients, by composite Gauss-Legendre quadrature."""
+
+    @abc.abstractmethod
+    def __call__(self, x): ...
+
+    def features(self, variance):
+        scale, inverse = standard_deviation(variance)
+        flat = jax.lax.map(self._coefficients, scale.reshape(-1), batch_size=_ROWS_AT_ONCE)
+        series = jax.tree.map(lambda leaf: leaf.reshape(variance.shape + leaf.shape[1:]), flat)
+        return inverse, *series
+
+    def pair(self, covariance, features1, features2):
+        (inverse1, mean1, slope1, values1, slopes1) = features1
+        (inverse2, mean2, slope2, values2, slopes2) = features2
+        rho = jnp.clip(covariance * (inverse1 * inverse2), -1.0, 1.0)
+        # Orders 0 and 1 apart: with slope = b_0 they need no division by the variance, which may be 0.
+        dual = mean1 * mean2 + slope1 * slope2 * covariance + rho * rho * _power_sum(values1, values2, rho)
+        return dual, slope1 * slope2 + rho * _power_sum(slopes1, slopes2, rho)
+
+    def truncation_error(self, variance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Bounds on the relative errors of the dual and of the dual derivative, as shares of their norms.
+
+        They hold for pairs of inputs of this variance, whatever their correlation; at coincident and
+        antipodal pairs, and away from them (where high powers of the correlation vanish), errors are
+        far smaller.
+        """
+        _, mean, slope, values, slopes = self.features(variance)
+        tails = (jnp.sum(table[..., -2:] ** 2, -1) for table in (values, slopes))
+        norms = (mean**2 + slope**2 * variance + jnp.sum(values**2, -1), slope**2 + jnp.sum(slopes**2, -1))
+        return tuple(tail / jnp.where(norm > 0, norm, 1.0) for tail, norm in zip(tails, norms, strict=True))
+
+    def _coefficients(self, scale: Float[Array, ""]):
+        """Mean, mean slope, and the coefficients of orders 2... and 1... of the function and its slope."""
+        bits = 64 if scale.dtype == jnp.float64 else 32
+        nodes, weights, basis = (jnp.asarray(table, scale.dtype) for table in _quadrature(bits))
+        x = scale * nodes
+        value, slope = jax.jvp(self.__call__, (x,), (jnp.ones_like(x),))
+        order = _ORDER[bits]
+        at_least_2 = _with_remainder(value, value @ basis[:, : order + 2], weights)[2:]
+        at_least_1 = _with_remainder(slope, slope @ basis[:, : order + 1], weights)[1:]
+        return value @ weights, slope @ weights, at_least_2, at_least_1
+
+
+def _with_remainder(function, coefficients, weights):
+    """The coefficients, the last even and the last odd one carrying all that higher orders hold."""
+    norm = (function * function) @ weights
+    # An integrand that has not died out at the ends of the range has no moment that can be computed.
+    ends = jnp.maximum(function[0] ** 2 * weights[0], function[-1] ** 2 * weights[-1])
+    norm = jnp.where(ends > 1e-9 * norm, jnp.inf, norm)
+    mirrored = (function * function[::-1]) @ weights  # the nodes are symmetric
+    parity = jnp.array([1.0, -1.0], norm.dtype) * (-1.0) ** (len(coefficients) % 2)
+    kept = coefficients[:-2]
+    same = jnp.stack([jnp.sum(kept[-2::-2] ** 2), jnp.sum(kept[-1::-2] ** 2)])
+    remainder, _ = standard_deviation(0.5 * (norm + parity * mirrored) - same)
+    return jnp.concatenate([kept, remainder])
+
+
+def _power_sum(table1: Float[Array, "... K"], table2: Float[Array, "... K"], rho: Float[Array, "..."]):
+    """`sum_k table1[k] table2[k] rho^k` by Horner's rule, in chunks of orders from the highest down.
+
+    Chunks that cannot change the result in the working precision are skipped: how many orders matter
+    depends on the variances, which are not known when the loop is compiled.
+    """
+    chunks = [
+        jnp.moveaxis(table, -1, 0)[::-1].reshape(-1, _CHUNK, *table.shape[:-1]) for table in (table1, table2)
+    ]
+    largest = [jnp.max(jnp.abs(chunk), axis=tuple(range(1, chunk.ndim))) for chunk in chunks]
+    bound = largest[0] * largest[1]
+    matters = bound > 0.01 * jnp.finfo(rho.dtype).eps * jnp.max(bound)
+    shape = jnp.broadcast_shapes(rho.shape, chunks[0].shape[2:], chunks[1].shape[2:])
+
+    def add(total, chunk):
+        coefficients1, coefficients2, needed = chunk
+
+        def horner(total):
+            for coefficient1, coefficient2 in zip(coefficients1, coefficients2, strict=True):
+                total = total * rho + coefficient1 * coefficient2
+            return total
+
+        return jax.lax.cond(needed, horner, lambda total: total, total), None
+
+    # Skipping stops at the first chunk that matters: below it powers must be counted.
+    matters = jax.lax.associative_scan(jnp.logical_or, matters)
+    return jax.lax.scan(add, jnp.zeros(shape, rho.dtype), (*chunks, matters))[0]
+
+
+class Tanh(_AbstractSeries):
+    """The hyperbolic tangent."""
+
+    def __call__(self, x):
+        return jnp.tanh(x)
+
+
+class Sigmoid(_AbstractSeries):
+    """The logistic function `1 / (1 + exp(-x))`."""
+
+    def __call__(self, x):
+        return jax.nn.sigmoid(x)
+
+
+class SiLU(_AbstractSeries):
+    """The sigmoid linear unit `x / (1 + exp(-x))`, also called swish."""
+
+    def __call__(self, x):
+        return jax.nn.silu(x)
+
+
+class Softplus(_AbstractSeries):
+    """`log(1 + exp(x))`."""
+
+    def __call__(self, x):
+        return jax.nn.softplus(x)
+
+
+class Elementwise(_AbstractSeries):
+    """Any elementwise function `fn` of JAX arrays, with numerical duals.
+
+    Smooth functions reach rounding error at moderate variances; a kink (best at 0, where the quadrature
+    has a panel edge) makes the series converge slowly: see `truncation_error`. Piecewise linear functions
+    have exact duals as `ABReLU`.
+
+    Raises:
+        TypeError: if `fn` is not callable.
+        ValueError: if `fn` does not map an array to an array of the same shape.
+    """
+
+    fn: Callable[[Float[Array, "..."]], Float[Array, "..."]] = eqx.field(static=True)
+
+    def __init__(self, fn):
+        if not callable(fn):
+            raise TypeError(f"`fn` must be a function of one array, got {fn!r}.")
+        probe = jax.ShapeDtypeStruct((3,), jnp.float32)
+        result = jax.eval_shape(fn, probe)
+        if getattr(result, "shape", None) != probe.shape:
+            raise ValueError(f"`fn` must map an array of shape (3,) to one of the same shape, got {result!r}.")
+        self.fn = fn
+
+    def __call__(self, x):
+        return jnp.asarray(self.fn(x), x.dtype)

@@ -1,0 +1,217 @@
+"""Smooth activations whose duals have a closed form."""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from gpntk._checks import real_number
+from gpntk.activations._angles import arcsine
+from gpntk.activations._base import (
+    AbstractActivation,
+    derive_from,
+    one_minus_square,
+    snap,
+    standard_deviation,
+)
+
+
+def _damped(variance, strength):
+    r"""Features of activations in which $\det(1 + s\Sigma)$ appears: $p = 1/(1 + s q)$, $1 - p$, and scales."""
+    retained = 1.0 / (1.0 + strength * variance)
+    return jnp.sqrt(retained), retained, strength * variance * retained, *standard_deviation(variance)
+
+
+def _damped_determinant(rho, features1, features2):
+    r"""$\det(1 + s\Sigma) / ((1 + s q_1)(1 + s q_2))$, without cancellation at coincident inputs of any norm."""
+    (_, p1, lost1, *_), (_, p2, lost2, *_) = features1, features2
+    return p1 + p2 - p1 * p2 + lost1 * lost2 * one_minus_square(rho)
+
+
+class Erf(AbstractActivation):
+    r"""$a\,\mathrm{erf}(b x) + c$.
+
+    $$E[\sigma\sigma] = \tfrac{2a^2}{\pi}\arcsin\frac{2b^2k}{\sqrt{(1+2b^2q_1)(1+2b^2q_2)}} + c^2, \qquad
+      E[\sigma'\sigma'] = \frac{4a^2b^2/\pi}{\sqrt{(1+2b^2q_1)(1+2b^2q_2) - 4b^4k^2}}$$
+
+    Williams (1997), eq. (11).
+    """
+
+    a: float = eqx.field(static=True)
+    b: float = eqx.field(static=True)
+    c: float = eqx.field(static=True)
+
+    def __init__(self, a: float = 1.0, b: float = 1.0, c: float = 0.0):
+        self.a, self.b, self.c = _coefficients(a=a, b=b, c=c)
+
+    def __call__(self, x):
+        return self.a * jax.lax.erf(self.b * x) + self.c
+
+    def features(self, variance):
+        return _damped(variance, 2.0 * self.b**2)
+
+    def pair(self, covariance, features1, features2):
+        weight = features1[0] * features2[0]
+        rho = covariance * (features1[4] * features2[4])
+        cosine = jnp.sqrt(_damped_determinant(rho, features1, features2))
+        angle = arcsine(2.0 * self.b**2 * covariance * weight, cosine)
+        dual = (2.0 * self.a**2 / math.pi) * angle + self.c**2
+        return dual, (4.0 * (self.a * self.b) ** 2 / math.pi) * weight / cosine
+
+
+class GELU(AbstractActivation):
+    r"""The exact Gaussian error linear unit $x\,\Phi(x)$, $\Phi$ the normal distribution function.
+
+    With $p_i = 1/(1+q_i)$, $D = (1+q_1)(1+q_2) - k^2$ and $r = k\sqrt{p_1p_2}$, Stein's lemma gives
+
+    $$E[\sigma\sigma] = \frac{q_1q_2 - k^2 + k^2(p_1+p_2)}{2\pi\sqrt{D}}
+      + k\left(\tfrac14 + \tfrac{\arcsin r}{2\pi}\right),$$
+
+    and its derivative with respect to $k$ the dual derivative. Tsuchida, Pearce, van der Heide, Roosta &
+    Gallagher (2021), arXiv:2002.08517, Section 3, have an equivalent form.
+    """
+
+    def __call__(self, x):
+        return jax.nn.gelu(x, approximate=False)
+
+    def features(self, variance):
+        return _damped(variance, 1.0)
+
+    def pair(self, covariance, features1, features2):
+        (root1, p1, lost1, scale1, inverse1), (root2, p2, lost2, scale2, inverse2) = features1, features2
+        rho = covariance * (inverse1 * inverse2)
+        sine = covariance * (root1 * root2)
+        determinant = _damped_determinant(rho, features1, features2)
+        cosine = jnp.sqrt(determinant)
+        density = 0.5 / (math.pi * cosine)
+        quadrant = 0.25 + arcsine(sine, cosine) / (2.0 * math.pi)
+        # (q1 q2 - k^2 + k^2 (p1 + p2)) / (q1 q2), in which no product of variances can overflow
+        spread = one_minus_square(rho) + rho * rho * (p1 + p2)
+        curved = (scale1 * scale2) * ((scale1 * root1) * (scale2 * root2)) * density * spread
+        slope = 2.0 * (p1 + p2) - 1.0 + lost1 * lost2 * spread / determinant
+        return curved + covariance * quadrant, quadrant + sine * density * slope
+
+
+class _AbstractSinusoid(AbstractActivation):
+    r"""$a \sin(b x + c)$.
+
+    $$E[\sigma\sigma] = \tfrac{a^2}{2}\left[e^{-b^2(q_1+q_2-2k)/2} - \cos(2c)\,e^{-b^2(q_1+q_2+2k)/2}\right],$$
+
+    the real part of Gaussian characteristic functions; the dual derivative is its derivative in $k$.
+    """
+
+    @property
+    @abc.abstractmethod
+    def wave(self) -> tuple[float, float, float]:
+        """Amplitude, frequency and phase of the sine."""
+
+    def __call__(self, x):
+        amplitude, frequency, phase = self.wave
+        return amplitude * jnp.sin(frequency * x + phase)
+
+    def features(self, variance):
+        return variance, *standard_deviation(variance)
+
+    def pair(self, covariance, features1, features2):
+        amplitude, frequency, phase = self.wave
+        (variance1, scale1, inverse1), (variance2, scale2, inverse2) = features1, features2
+        rho = covariance * (inverse1 * inverse2)
+        gap, mean, product = 0.5 * (scale1 - scale2) ** 2, 0.5 * (variance1 + variance2), scale1 * scale2
+        difference = derive_from(gap + product * snap(1.0 - rho), mean - covariance)
+        total = derive_from(gap + product * snap(1.0 + rho), mean + covariance)
+        near = 0.5 * amplitude**2 * jnp.exp(-(frequency**2) * difference)
+        far = 0.5 * amplitude**2 * math.cos(2.0 * phase) * jnp.exp(-(frequency**2) * total)
+        return near - far, frequency**2 * (near + far)
+
+
+class Sin(_AbstractSinusoid):
+    """`a * sin(b * x + c)`."""
+
+    a: float = eqx.field(static=True)
+    b: float = eqx.field(static=True)
+    c: float = eqx.field(static=True)
+
+    def __init__(self, a: float = 1.0, b: float = 1.0, c: float = 0.0):
+        self.a, self.b, self.c = _coefficients(a=a, b=b, c=c)
+
+    @property
+    def wave(self):
+        return self.a, self.b, self.c
+
+
+class Cos(_AbstractSinusoid):
+    """`a * cos(b * x + c)`."""
+
+    a: float = eqx.field(static=True)
+    b: float = eqx.field(static=True)
+    c: float = eqx.field(static=True)
+
+    def __init__(self, a: float = 1.0, b: float = 1.0, c: float = 0.0):
+        self.a, self.b, self.c = _coefficients(a=a, b=b, c=c)
+
+    @property
+    def wave(self):
+        return self.a, self.b, self.c + 0.5 * math.pi
+
+
+class Rbf(_AbstractSinusoid):
+    r"""$\sqrt2 \sin(\sqrt{2\gamma}\,x + \pi/4)$, whose dual is the RBF kernel $e^{-\gamma(q_1 + q_2 - 2k)}$."""
+
+    gamma: float = eqx.field(static=True)
+
+    def __init__(self, gamma: float = 1.0):
+        self.gamma = real_number("gamma", gamma, minimum=0.0, strict=True)
+
+    @property
+    def wave(self):
+        return math.sqrt(2.0), math.sqrt(2.0 * self.gamma), 0.25 * math.pi
+
+
+class Exp(AbstractActivation):
+    r"""$a\,e^{bx}$, with $E[\sigma\sigma] = a^2 e^{b^2(q_1+q_2+2k)/2}$."""
+
+    a: float = eqx.field(static=True)
+    b: float = eqx.field(static=True)
+
+    def __init__(self, a: float = 1.0, b: float = 1.0):
+        self.a, self.b = _coefficients(a=a, b=b)
+
+    def __call__(self, x):
+        return self.a * jnp.exp(self.b * x)
+
+    def features(self, variance):
+        return variance
+
+    def pair(self, covariance, features1, features2):
+        dual = self.a**2 * jnp.exp(self.b**2 * (0.5 * (features1 + features2) + covariance))
+        return dual, self.b**2 * dual
+
+
+class Gaussian(AbstractActivation):
+    r"""$a\,e^{bx^2}$, with $E[\sigma\sigma] = a^2 / \sqrt{(1-2bq_1)(1-2bq_2) - 4b^2k^2}$.
+
+    For $b > 0$ the moments exist only at variances below $1/(4b)$.
+    """
+
+    a: float = eqx.field(static=True)
+    b: float = eqx.field(static=True)
+
+    def __init__(self, a: float = 1.0, b: float = -1.0):
+        self.a, self.b = _coefficients(a=a, b=b)
+
+    def __call__(self, x):
+        return self.a * jnp.exp(self.b * x * x)
+
+    def features(self, variance):
+        return _damped(variance, -2.0 * self.b)
+
+    def pair(self, covariance, features1, features2):
+        rho = covariance * (features1[4] * features2[4])
+        inverse_root = features1[0] * features2[0] / jnp.sqrt(_damped_determinant(rho, features1, features2))
+        return self.a**2 * inverse_root, 4.0 * (self.a * self.b) ** 2 * covariance * inverse_root**3
+
+
+def _coefficients(**values: float) -> tuple[float, ...]:
+    return tuple(real_number(name, value, minimum=-math.inf) for name, value in values.items())

@@ -1,0 +1,5 @@
+"""Kernels as GPJax objects and the engine that evaluates them."""
+
+from gpntk.kernels._base import AbstractFeatureKernel as AbstractFeatureKernel, Product as Product, Sum as Sum
+from gpntk.kernels._engine import BlockedComputation as BlockedComputation
+from gpntk.kernels._network_kernels import NNGP as NNGP, NTK as NTK, nngp_and_ntk as nngp_and_ntk

@@ -1,0 +1,224 @@
+"""The compute engine: blocks, triangles and memory. Nothing else in the package knows about them.
+
+A kernel hands over per-input features and a pure function of two sets of features. The engine evaluates
+that function on tiles and assembles the matrix inside one compiled loop; it works under `jit`, `grad`
+and `vmap`, and recomputes tiles in the backward pass instead of storing them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from gpjax.kernels.computations import AbstractKernelComputation
+from jaxtyping import Array, Float
+
+from gpntk import _checks
+
+# Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
+_PAIRS_PER_TILE = 512 * 512
+_TILES_AT_ONCE = 4
+
+
+def cross_blocks(pair: Callable, features1: Any, features2: Any, block_size: int) -> Any:
+    """`pair(features1, features2)`, evaluated in tiles.
+
+    Args:
+        pair: maps the features of n1 and n2 inputs to a pytree of (n1, n2) arrays.
+        features1: pytree of arrays with leading axis N1.
+        features2: pytree of arrays with leading axis N2.
+        block_size: largest number of inputs on either side of a tile.
+
+    Returns:
+        A pytree of (N1, N2) arrays.
+    """
+    tiling1, tiling2 = _Tiling.of(features1, block_size), _Tiling.of(features2, block_size)
+    if tiling1.tiles == tiling2.tiles == 1:
+        return pair(features1, features2)
+    features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
+
+    def evaluate(row, column):
+        return pair(tiling1.take(features1, row), tiling2.take(features2, column))
+
+    def write(matrix, tile, row, column):
+        return jax.lax.dynamic_update_slice(matrix, tile, (row * tiling1.block, column * tiling2.block))
+
+    rows, columns = np.indices((tiling1.tiles, tiling2.tiles)).reshape(2, -1)
+    matrix = _assemble(evaluate, write, rows, columns, (tiling1.padded, tiling2.padded))
+    return jax.tree.map(lambda leaf: leaf[: tiling1.size, : tiling2.size], matrix)
+
+
+def gram_blocks(pair: Callable, diagonal: Callable, features: Any, block_size: int) -> Any:
+    """`pair(features, features)` from its upper triangle of tiles: symmetric bit for bit.
+
+    Args:
+        pair: maps the features of n1 and n2 inputs to a pytree of (n1, n2) arrays.
+        diagonal: maps the features of n inputs to the same pytree of (n,) arrays, the exact diagonal.
+        features: pytree of arrays with leading axis N.
+        block_size: largest number of inputs on a side of a tile.
+
+    Returns:
+        A pytree of (N, N) arrays.
+    """
+    tiling = _Tiling.of(features, block_size)
+    if tiling.tiles == 1:
+        return jax.tree.map(_symmetric, pair(features, features), diagonal(features))
+    features = tiling.pad(features)
+
+    def evaluate(row, column):
+        part = tiling.take(features, row)
+        return jax.tree.map(_Tile, pair(part, tiling.take(features, column)), diagonal(part))
+
+    def write(matrix, tile, row, column):
+        upper = jnp.where(row == column, _symmetric(tile.values, tile.diagonal), tile.values)
+        row, column = row * tiling.block, column * tiling.block
+        matrix = jax.lax.dynamic_update_slice(matrix, tile.values.T, (column, row))
+        return jax.lax.dynamic_update_slice(matrix, upper, (row, column))
+
+    rows, columns = np.triu_indices(tiling.tiles)
+    matrix = _assemble(evaluate, write, rows, columns, (tiling.padded, tiling.padded))
+    return jax.tree.map(lambda leaf: leaf[: tiling.size, : tiling.size], matrix)
+
+
+class _Tile(NamedTuple):
+    """A tile of a Gram matrix, with the diagonal it would have if it were on the diagonal."""
+
+    values: Float[Array, "n n"]
+    diagonal: Float[Array, " n"]
+
+
+def _assemble(evaluate: Callable, write: Callable, rows, columns, shape: tuple[int, int]) -> Any:
+    """Evaluate the tiles at (rows, columns) and write each into matrices of the given shape.
+
+    Tiles are evaluated a few at a time in a loop of their own and written afterwards. Written where they
+    are computed, XLA's CPU backend would fuse the last layers into the writes, repeat them for the mirrored
+    tile and run them on one thread.
+    """
+    missing = -len(rows) % _TILES_AT_ONCE
+    groups = [np.pad(index, (0, missing), mode="edge").reshape(-1, _TILES_AT_ONCE) for index in (rows, columns)]
+
+    def write_one(matrices, item):
+        row, column, tile = item
+        return jax.tree.map(lambda m, t: write(m, t, row, column), matrices, tile), None
+
+    # The backward pass evaluates tiles again: to keep them would take several times the memory of the matrix.
+    @jax.checkpoint
+    def fill(matrices, group):
+        tiles = jax.lax.map(lambda index: evaluate(*index), group)
+        return jax.lax.scan(write_one, matrices, (*group, tiles))[0], None
+
+    tile = jax.eval_shape(evaluate, 0, 0)
+    is_tile = lambda leaf: isinstance(leaf, _Tile)  # noqa: E731
+    dtype = lambda leaf: leaf.values.dtype if is_tile(leaf) else leaf.dtype  # noqa: E731
+    matrices = jax.tree.map(lambda leaf: jnp.zeros(shape, dtype(leaf)), tile, is_leaf=is_tile)
+    return jax.lax.scan(fill, matrices, tuple(groups))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiling:
+    """A partition of N inputs into `tiles` blocks of equal size, the last one padded."""
+
+    size: int
+    tiles: int
+    block: int
+
+    @classmethod
+    def of(cls, features: Any, block_size: int) -> "_Tiling":
+        size = jax.tree.leaves(features)[0].shape[0]
+        tiles = math.ceil(size / block_size)
+        return cls(size, tiles, math.ceil(size / tiles))
+
+    @property
+    def padded(self) -> int:
+        return self.tiles * self.block
+
+    def pad(self, features: Any) -> Any:
+        # Copies of the last input, and not zeros, so that padding is as well-behaved as the data.
+        missing = self.padded - self.size
+        return jax.tree.map(
+            lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), features
+        )
+
+    def take(self, features: Any, index) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * self.block, self.block), features
+        )
+
+
+def _symmetric(tile: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float[Array, "n n"]:
+    """The upper triangle of `tile`, mirrored, with the given diagonal."""
+    row, column = np.indices(tile.shape, sparse=True)
+    mirrored = jnp.where(row < column, tile, tile.T)
+    return jnp.where(row == column, diagonal[:, None], mirrored)
+
+
+def default_block_size(sites_per_pair: int) -> int:
+    """The side of a tile for kernels that hold `sites_per_pair` numbers per pair of inputs."""
+    return max(1, math.isqrt(max(1, _PAIRS_PER_TILE // sites_per_pair)))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockedComputation(AbstractKernelComputation):
+    """GPJax compute engine that evaluates our kernels in compiled tiles.
+
+    Args:
+        block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
+            numbers per tile, which suits the caches of current processors.
+
+    Raises:
+        ValueError: if `block_size` is below 1.
+    """
+
+    block_size: int | None = None
+
+    def __post_init__(self):
+        if self.block_size is not None:
+            _checks.integer("block_size", self.block_size, minimum=1)
+
+    def _cross_covariance(self, kernel, x, y):
+        x, y = _checks.inputs("x", x), _checks.inputs("y", y)
+        if x.shape[1] != y.shape[1]:
+            raise ValueError(f"y has {y.shape[1]} features, but x has {x.shape[1]}.")
+        features1, features2 = _features(kernel, x), _features(kernel, y)
+        return _cross(kernel, features1, features2, self._block_size(kernel))
+
+    def _gram(self, kernel, x):
+        return _gram(kernel, _features(kernel, _checks.inputs("x", x)), self._block_size(kernel))
+
+    def _diagonal(self, kernel, inputs):
+        values = _diagonal(kernel, _features(kernel, _checks.inputs("x", inputs)))
+        return lx.TaggedLinearOperator(lx.DiagonalLinearOperator(values), lx.positive_semidefinite_tag)
+
+    def _block_size(self, kernel) -> int:
+        return self.block_size or default_block_size(kernel.sites_per_pair)
+
+
+def _features(kernel, x):
+    features = _compiled_features(kernel, x)
+    kernel.check_features(features)
+    return features
+
+
+@eqx.filter_jit
+def _compiled_features(kernel, x):
+    return kernel.features(x)
+
+
+@eqx.filter_jit
+def _cross(kernel, features1, features2, block_size):
+    return cross_blocks(kernel.pair, features1, features2, block_size)
+
+
+@eqx.filter_jit
+def _gram(kernel, features, block_size):
+    return gram_blocks(kernel.pair, kernel.diagonal_values, features, block_size)
+
+
+@eqx.filter_jit
+def _diagonal(kernel, features):
+    return kernel.diagonal_values(features)

@@ -1,0 +1,267 @@
+"""The architecture object: a domain and a list of layers, at infinite and at finite width."""
+
+import abc
+import inspect
+from typing import Any, NamedTuple, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpjax.parameters import PositiveReal, val
+from jaxtyping import Array, Float, PRNGKeyArray
+from paramax import AbstractUnwrappable
+
+from gpntk import _checks
+from gpntk.activations import AbstractActivation, ReLU
+from gpntk.networks._domains import AbstractDomain
+from gpntk.networks._layers import AbstractLayer, Dense
+from gpntk.networks._state import KernelState
+
+
+class NetworkFeatures(NamedTuple):
+    """Everything the kernels need to know of each input; leaves have leading axis N."""
+
+    embedded: Any
+    variance: Float[Array, " N *sites"]
+    layers: tuple[Any, ...]
+
+
+class AbstractNetwork(eqx.Module):
+    """A network architecture, immutable.
+
+    It describes three things at once: the kernels of its infinite-width limit (`features`, `kernels`,
+    `diagonal`), finite networks with random weights (`init`, `apply`), and hyperparameters that can be
+    trained (`weight_variance` and `bias_variance` are GPJax parameters; read them with
+    `gpjax.parameters.val`). Subclasses add a `domain` and the list of `layers`.
+
+    All networks share these arguments:
+
+    Args:
+        depth: number of hidden layers, that is, of activations.
+        activation: the nonlinearity, never rescaled.
+        weight_variance: variance $C_W$ of the weights times fan-in, positive. A float becomes a trainable
+            GPJax parameter; freeze one with `paramax.non_trainable`.
+        bias_variance: variance $C_b$ of the biases. 0.0 means no biases and is never trained.
+        readout_bias: whether the readout layer has a bias (of variance `bias_variance`).
+        width_ratios: width of each hidden layer relative to the last one, for finite networks; `None`
+            means equal widths. The last ratio is 1. The infinite-width limit does not depend on it.
+
+    Raises:
+        ValueError: for a depth below 1, a non-positive weight variance, a negative bias variance, or
+            width ratios that are not `depth` positive numbers ending in 1.
+        TypeError: for arguments of the wrong kind.
+    """
+
+    depth: int = eqx.field(static=True)
+    activation: AbstractActivation
+    weight_variance: Any
+    bias_variance: Any | None
+    readout_bias: bool = eqx.field(static=True)
+    width_ratios: tuple[float, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        depth: int = 2,
+        activation: AbstractActivation = ReLU(),  # noqa: B008 (immutable)
+        weight_variance: Any = 2.0,
+        bias_variance: Any = 0.0,
+        readout_bias: bool = True,
+        width_ratios: tuple[float, ...] | None = None,
+    ):
+        self.depth = _checks.integer("depth", depth, minimum=1)
+        self.activation = _checks.instance(
+            "activation", activation, AbstractActivation, "an activation such as gpntk.ReLU()"
+        )
+        self.weight_variance = variance_parameter("weight_variance", weight_variance, may_vanish=False)
+        self.bias_variance = variance_parameter("bias_variance", bias_variance, may_vanish=True)
+        self.readout_bias = _checks.instance("readout_bias", readout_bias, (bool, np.bool_), "True or False")
+        self.width_ratios = _width_ratios(width_ratios, self.depth)
+
+    @property
+    @abc.abstractmethod
+    def domain(self) -> AbstractDomain:
+        """Where the signals live."""
+
+    @property
+    @abc.abstractmethod
+    def body(self) -> tuple[AbstractLayer, ...]:
+        """All layers but the readout."""
+
+    @property
+    @abc.abstractmethod
+    def n_features(self) -> int | None:
+        """The number of columns the inputs must have; `None` means any."""
+
+    @property
+    def readout(self) -> Dense:
+        """The last layer, which maps the hidden activations to the outputs."""
+        return Dense(self.weight_variance, self.bias_variance if self.readout_bias else None)
+
+    @property
+    def layers(self) -> tuple[AbstractLayer, ...]:
+        """All layers, from input to output."""
+        return (*self.body, self.readout)
+
+    # Infinite width
+
+    def features(self, x: Float[Array, "N D"]) -> NetworkFeatures:
+        """What depends on one input only: its embedding, its features at every layer, its final variance."""
+        embedded = self.domain.embed(x)
+        variance = self.domain.variance(embedded)
+        features = []
+        for layer in self.layers:
+            variance, layer_features = layer.transform_variance(variance)
+            features.append(layer_features)
+        return NetworkFeatures(embedded, variance, tuple(features))
+
+    def kernels(self, features1: NetworkFeatures, features2: NetworkFeatures) -> KernelState:
+        """NNGP and NTK of all pairs of inputs, of shape (N1, N2) each."""
+        nngp = self.domain.covariance(features1.embedded, features2.embedded)
+        per_row, per_column = (
+            jax.tree.map(lambda leaf: leaf[:, None], features1.layers),
+            jax.tree.map(lambda leaf: leaf[None, :], features2.layers),
+        )
+        return self._propagate(nngp, per_row, per_column)
+
+    def diagonal(self, features: NetworkFeatures) -> KernelState:
+        """NNGP and NTK of each input with itself, of shape (N,) each."""
+        nngp = self.domain.paired_covariance(features.embedded, features.embedded)
+        return self._propagate(nngp, features.layers, features.layers)
+
+    def _propagate(self, nngp, features1, features2) -> KernelState:
+        state = KernelState(nngp, jnp.zeros_like(nngp))
+        for layer, layer_features1, layer_features2 in zip(self.layers, features1, features2, strict=True):
+            state = layer.propagate(state, layer_features1, layer_features2)
+        return state
+
+    def check_moments(self, features: NetworkFeatures) -> None:
+        """Refuse inputs for which a Gaussian moment of the activation diverges.
+
+        Raises:
+            ValueError: naming the activation and the first such input.
+        """
+        if _checks.is_traced(features):
+            return
+        finite = np.isfinite(np.asarray(features.variance)).reshape(len(features.variance), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"The Gaussian moments of {self.activation!r} are not finite for {np.sum(~finite)} of "
+                f"{finite.size} inputs, the first at row {np.argmin(finite)}: E[s(z)^2] diverges or overflows "
+                "at the variance of its preactivations. Scale the inputs down or lower `weight_variance`."
+            )
+
+    # Finite width
+
+    def init(self, key: PRNGKeyArray, input_dim: int | None = None, width: int = 256, n_outputs: int = 1):
+        """Random parameters of a finite network: standard normal, one dictionary per layer.
+
+        Args:
+            key: JAX random key.
+            input_dim: number of columns of the inputs; needed only where the architecture does not fix it.
+            width: width (number of channels) of the last hidden layer.
+            n_outputs: number of outputs.
+        """
+        input_dim = self._input_dim(input_dim)
+        width = _checks.integer("width", width, minimum=1)
+        n_outputs = _checks.integer("n_outputs", n_outputs, minimum=1)
+        signal = jax.eval_shape(self.domain.signal, jax.ShapeDtypeStruct((1, input_dim), jnp.float32))
+        shape, widths = signal.shape[1:], iter([*self.hidden_widths(width), n_outputs])
+        parameters = []
+        for layer, layer_key in zip(self.layers, jax.random.split(key, len(self.layers)), strict=True):
+            layer_parameters, shape = layer.init(layer_key, shape, widths)
+            parameters.append(layer_parameters)
+        return parameters
+
+    def apply(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n_outputs"]:
+        """Outputs of the finite network with the given parameters."""
+        return self.readout.apply(params[-1], self.hidden(params, x))
+
+    def hidden(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n"]:
+        """What the readout sees: activations of the last hidden layer (after pooling, if any)."""
+        signal = self.domain.signal(_checks.inputs("x", x, self.n_features))
+        for layer, layer_parameters in zip(self.body, params[:-1], strict=True):
+            signal = layer.apply(layer_parameters, signal)
+        return signal
+
+    def hidden_widths(self, width: int) -> tuple[int, ...]:
+        """Widths of all hidden layers when the last one has `width` neurons (or channels)."""
+        ratios = self.width_ratios or (1.0,) * self.depth
+        return tuple(max(1, round(ratio * width)) for ratio in ratios)
+
+    def _input_dim(self, input_dim: int | None) -> int:
+        expected = self.n_features
+        if input_dim is None:
+            if expected is None:
+                raise ValueError("`input_dim` must be given: the architecture takes inputs of any dimension.")
+            return expected
+        input_dim = _checks.integer("input_dim", input_dim, minimum=1)
+        if expected is not None and input_dim != expected:
+            raise ValueError(f"`input_dim` must be {expected}, which the architecture fixes, got {input_dim}.")
+        return input_dim
+
+    # Hyperparameters
+
+    def replace(self, **changes: Any) -> Self:
+        """The same architecture with some constructor arguments changed."""
+        return type(self)(**{**self._arguments(), **changes})
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Constructor arguments by name, as scikit-learn asks; plain trainable variances come as floats."""
+        del deep
+        return {name: _plain(value) for name, value in self._arguments().items()}
+
+    def set_params(self, **changes: Any) -> Self:
+        """`replace` under scikit-learn's name. Networks are immutable: use the returned one."""
+        unknown = sorted(set(changes) - set(self._arguments()))
+        if unknown:
+            raise ValueError(
+                f"Invalid parameter {unknown[0]!r} for {type(self).__name__}. "
+                f"Valid parameters are: {sorted(self._arguments())!r}."
+            )
+        return self.replace(**changes)
+
+    def __sklearn_clone__(self) -> Self:
+        return self
+
+    def _arguments(self) -> dict[str, Any]:
+        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        if self.bias_variance is None:
+            arguments["bias_variance"] = 0.0
+        return arguments
+
+
+def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
+    """A variance as GPJax parameter, `None` for a bias variance of zero.
+
+    GPJax stores positive numbers through the inverse softplus. We store that number in double precision as
+    a NumPy array: JAX reads it in whatever precision is on where it is used, so that a network made before
+    `jax.enable_x64` is exact inside it.
+    """
+    if isinstance(value, AbstractUnwrappable):
+        if not _checks.is_traced(value):
+            _checks.real_number(name, val(value), minimum=0.0, strict=not may_vanish)
+        return value
+    if _checks.is_traced(value):
+        return value
+    number = _checks.real_number(name, value, minimum=0.0, strict=not may_vanish)
+    if number == 0.0:
+        return None
+    unconstrained = number + np.log(-np.expm1(-number))
+    return eqx.tree_at(lambda p: p._unconstrained, PositiveReal(1.0), np.asarray(unconstrained))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PositiveReal) and not _checks.is_traced(value):
+        with jax.enable_x64(True):
+            return float(val(value))
+    return value
+
+
+def _width_ratios(ratios: Any, depth: int) -> tuple[float, ...] | None:
+    if ratios is None:
+        return None
+    ratios = tuple(_checks.real_number("width_ratios", r, minimum=0.0, strict=True) for r in ratios)
+    if len(ratios) != depth or ratios[-1] != 1.0:
+        raise ValueError(f"`width_ratios` must be {depth} positive numbers, the last one 1, got {ratios}.")
+    return ratios
