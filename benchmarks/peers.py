@@ -215,6 +215,18 @@ class NeuralTangents:
             os.remove(path)
         return matrices
 
+    def predict(
+        self, net: Net, x: str, y: str, x_test: str, time: float | None, alpha: float, covariance: bool = False
+    ) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """Seconds of one fit and prediction, its mean and (if asked for) its covariance.
+
+        `time` is that of `gpntk.GradientFlow` with `reduction="sum"`, `None` for infinity; `alpha` is absolute.
+        """
+        mean, spread = self._new_path(), self._new_path()
+        arguments = {"x": x, "y": y, "x_test": x_test, "time": time, "alpha": alpha, "covariance": covariance}
+        seconds = self.request("predict", net=net, **arguments, mean=mean, spread=spread)["seconds"]
+        return seconds, np.load(mean), np.load(spread) if covariance else None
+
     def describe(self, net: Net) -> str:
         """The stax expression that stands for a description."""
         return self.request("describe", net=net)["constructor"]

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpntk.activations import *  # noqa: F403
+    from gpntk.dynamics import *  # noqa: F403
+    from gpntk.estimators import *  # noqa: F403
+    from gpntk.finite_width import *  # noqa: F403
+    from gpntk.groups import *  # noqa: F403
     from gpntk.kernels import *  # noqa: F403
     from gpntk.networks import *  # noqa: F403
+    from gpntk.sampling import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -39,8 +44,29 @@ _PUBLIC = {
         "Softplus",
         "Tanh",
     ),
-    "kernels": ("NNGP", "NTK", "BlockedComputation", "Product", "Sum", "nngp_and_ntk"),
-    "networks": ("MLP",),
+    "kernels": (
+        "NNGP",
+        "NTK",
+        "BlockedComputation",
+        "GroupAveraged",
+        "Product",
+        "Sum",
+        "nngp_and_ntk",
+        "unpooled_kernels",
+    ),
+    "groups": (),
+    "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "equivariant"),
+    "dynamics": ("GradientDescent", "GradientFlow"),
+    "estimators": ("NTKClassifier", "NTKRegressor"),
+    "finite_width": ("cumulants", "sample_cumulants"),
+    "sampling": (
+        "empirical_ntk",
+        "linearize",
+        "readout_kernels",
+        "sample_kernels",
+        "train",
+        "train_ensemble",
+    ),
 }
 _HOME = {name: home for home, names in _PUBLIC.items() for name in names}
 

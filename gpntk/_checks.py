@@ -88,7 +88,17 @@ def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N 
         raise ValueError(
             f"{name} has {x.shape[1]} features, but the network expects {n_features} features as input."
         )
+    # Converted first: a number may be too large for the precision that is on.
+    with np.errstate(over="ignore"):
+        x = jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.floating) else float)
     if not is_traced(x) and not np.isfinite(x).all():
         too_large = f"infinity or a value too large for dtype({str(x.dtype)!r})"
         raise ValueError(f"Input {name} contains {'NaN' if np.isnan(x).any() else too_large}.")
-    return jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.floating) else float)
+    return x
+
+
+def equal_columns(**arrays: Float[Array, "_ _"]) -> None:
+    """Two matrices of inputs, by name, must have as many columns."""
+    (name1, x1), (name2, x2) = arrays.items()
+    if x1.shape[1] != x2.shape[1]:
+        raise ValueError(f"{name2} has {x2.shape[1]} features, but {name1} has {x1.shape[1]}.")

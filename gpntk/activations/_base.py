@@ -6,7 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from gpntk._checks import is_traced
 
 Features = Any
 """What one input contributes to a dual: a pytree of arrays whose leading axes are those of its variance."""
@@ -46,13 +49,21 @@ class AbstractActivation(eqx.Module):
     def dual(
         self, k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        r"""$E[\sigma(u)\sigma(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting."""
+        r"""$E[\sigma(u)\sigma(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting.
+
+        Raises:
+            ValueError: if a variance is negative or NaN, or `k` larger than the variances allow.
+        """
         return self._from_moments(k, q1, q2)[0]
 
     def dual_derivative(
         self, k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        r"""$E[\sigma'(u)\sigma'(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting."""
+        r"""$E[\sigma'(u)\sigma'(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting.
+
+        Raises:
+            ValueError: if a variance is negative or NaN, or `k` larger than the variances allow.
+        """
         return self._from_moments(k, q1, q2)[1]
 
     def moments(self, variance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -61,9 +72,23 @@ class AbstractActivation(eqx.Module):
         return self.pair(variance, features, features)
 
     def _from_moments(self, k, q1, q2):
+        if not is_traced(k, q1, q2):
+            _check_covariance(k, q1, q2)
         dtype = jnp.result_type(float, k, q1, q2) if not _floating(k, q1, q2) else jnp.result_type(k, q1, q2)
         k, q1, q2 = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in (k, q1, q2)))
         return self.pair(k, self.features(q1), self.features(q2))
+
+
+def _check_covariance(k, q1, q2) -> None:
+    k, q1, q2 = (np.asarray(a, np.float64) for a in (k, q1, q2))
+    for name, q in (("q1", q1), ("q2", q2)):
+        if not (q >= 0).all():
+            raise ValueError(f"`{name}` must be a variance >= 0, got {q[~(q >= 0)][0]:g}.")
+    # Single precision rounds a covariance by far less than 1e-4 of its limit.
+    allowed = np.abs(k) <= (1 + 1e-4) * np.sqrt(q1) * np.sqrt(q2)
+    if not allowed.all():
+        k, q1, q2 = (a[~allowed][0] for a in np.broadcast_arrays(k, q1, q2))
+        raise ValueError(f"`k` must be at most sqrt(q1 * q2) in size, got {k:g} for q1 = {q1:g} and q2 = {q2:g}.")
 
 
 def _floating(*values) -> bool:

@@ -2,10 +2,10 @@
 
 import abc
 import math
+from collections.abc import Iterable
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk._checks import integer, real_number
@@ -72,6 +72,8 @@ class Polynomial(_AbstractPolynomial):
     coefficients: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, coefficients):
+        if not isinstance(coefficients, Iterable):
+            raise TypeError(f"`coefficients` must be a sequence of numbers, got {coefficients!r}.")
         coefficients = tuple(coefficients)
         if not coefficients:
             raise ValueError("`coefficients` must hold at least one number, got an empty sequence.")
@@ -97,10 +99,13 @@ class Monomial(_AbstractPolynomial):
         return (0.0,) * self.k + (1.0,)
 
 
-class Hermite(_AbstractPolynomial):
+class Hermite(AbstractActivation):
     r"""The normalised Hermite polynomial $He_k(x)/\sqrt{k!}$; it has unit second moment at unit variance.
 
-    Its duals hold at any variance, not only at 1.
+    $$E[\sigma\sigma] = \sum_{i \le k/2} \binom{k}{2i} \binom{2i}{i}
+      \left(\frac{(q_1 - 1)(q_2 - 1)}{4}\right)^{i} k^{k - 2i}_{12}$$
+
+    at any variances, $k_{12}$ the covariance. Each order is a single term: nothing cancels at high degree.
     """
 
     k: int = eqx.field(static=True)
@@ -108,10 +113,22 @@ class Hermite(_AbstractPolynomial):
     def __init__(self, k: int):
         self.k = integer("k", k, minimum=0)
 
-    @property
-    def power_series(self):
-        basis = np.polynomial.hermite_e.herme2poly([0.0] * self.k + [1.0])
-        return tuple(float(c) / math.sqrt(math.factorial(self.k)) for c in basis)
+    def __call__(self, x):
+        previous, value = jnp.zeros_like(x), jnp.ones_like(x)
+        for degree in range(self.k):
+            previous, value = value, (x * value - math.sqrt(degree) * previous) / math.sqrt(degree + 1)
+        return value
+
+    def features(self, variance):
+        table = [jnp.zeros_like(variance)] * (self.k + 1)
+        power = jnp.ones_like(variance)
+        for i in range(self.k // 2 + 1):
+            table[self.k - 2 * i] = math.sqrt(math.comb(self.k, 2 * i) * math.comb(2 * i, i)) * power
+            power = power * (0.5 * (variance - 1.0))
+        return jnp.stack(table, axis=-1)
+
+    def pair(self, covariance, features1, features2):
+        return horner(features1, features2, covariance)
 
 
 class Identity(AbstractActivation):

@@ -19,14 +19,14 @@ from gpntk.activations._base import (
 
 
 def _damped(variance, strength):
-    r"""Features of activations in which $\det(1 + s\Sigma)$ appears: $p = 1/(1 + s q)$, $1 - p$, and scales."""
+    r"""$\sqrt p$, $p = 1/(1 + s q)$, $1 - p$ and $q^{-1/2}$, where $\det(1 + s\Sigma)$ appears."""
     retained = 1.0 / (1.0 + strength * variance)
-    return jnp.sqrt(retained), retained, strength * variance * retained, *standard_deviation(variance)
+    return jnp.sqrt(retained), retained, strength * variance * retained, standard_deviation(variance)[1]
 
 
 def _damped_determinant(rho, features1, features2):
     r"""$\det(1 + s\Sigma) / ((1 + s q_1)(1 + s q_2))$, without cancellation at coincident inputs of any norm."""
-    (_, p1, lost1, *_), (_, p2, lost2, *_) = features1, features2
+    (_, p1, lost1, _), (_, p2, lost2, _) = features1, features2
     return p1 + p2 - p1 * p2 + lost1 * lost2 * one_minus_square(rho)
 
 
@@ -54,7 +54,7 @@ class Erf(AbstractActivation):
 
     def pair(self, covariance, features1, features2):
         weight = features1[0] * features2[0]
-        rho = covariance * (features1[4] * features2[4])
+        rho = covariance * (features1[3] * features2[3])
         cosine = jnp.sqrt(_damped_determinant(rho, features1, features2))
         angle = arcsine(2.0 * self.b**2 * covariance * weight, cosine)
         dual = (2.0 * self.a**2 / math.pi) * angle + self.c**2
@@ -80,16 +80,16 @@ class GELU(AbstractActivation):
         return _damped(variance, 1.0)
 
     def pair(self, covariance, features1, features2):
-        (root1, p1, lost1, scale1, inverse1), (root2, p2, lost2, scale2, inverse2) = features1, features2
+        (root1, p1, lost1, inverse1), (root2, p2, lost2, inverse2) = features1, features2
         rho = covariance * (inverse1 * inverse2)
         sine = covariance * (root1 * root2)
         determinant = _damped_determinant(rho, features1, features2)
         cosine = jnp.sqrt(determinant)
         density = 0.5 / (math.pi * cosine)
         quadrant = 0.25 + arcsine(sine, cosine) / (2.0 * math.pi)
-        # (q1 q2 - k^2 + k^2 (p1 + p2)) / (q1 q2), in which no product of variances can overflow
+        # (q1 q2 - k^2 + k^2 (p1 + p2)) / (q1 q2). In this order nothing overflows or underflows on the way.
         spread = one_minus_square(rho) + rho * rho * (p1 + p2)
-        curved = (scale1 * scale2) * ((scale1 * root1) * (scale2 * root2)) * density * spread
+        curved = (lost1 / root1) * (density * spread) * (lost2 / root2)
         slope = 2.0 * (p1 + p2) - 1.0 + lost1 * lost2 * spread / determinant
         return curved + covariance * quadrant, quadrant + sine * density * slope
 
@@ -208,9 +208,11 @@ class Gaussian(AbstractActivation):
         return _damped(variance, -2.0 * self.b)
 
     def pair(self, covariance, features1, features2):
-        rho = covariance * (features1[4] * features2[4])
+        rho = covariance * (features1[3] * features2[3])
         inverse_root = features1[0] * features2[0] / jnp.sqrt(_damped_determinant(rho, features1, features2))
-        return self.a**2 * inverse_root, 4.0 * (self.a * self.b) ** 2 * covariance * inverse_root**3
+        # The cube alone could underflow, while the product with a large covariance does not.
+        cube = covariance * inverse_root * inverse_root * inverse_root
+        return self.a**2 * inverse_root, 4.0 * (self.a * self.b) ** 2 * cube
 
 
 def _coefficients(**values: float) -> tuple[float, ...]:

@@ -3,11 +3,12 @@
 import abc
 import math
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from gpjax.kernels import AbstractKernel
+import numpy as np
+from gpjax.kernels import AbstractKernel, Constant, MultiOutputKernel, ProductKernel, SumKernel
 from gpjax.kernels.computations import AbstractKernelComputation
 from jaxtyping import Array, Float
 
@@ -21,7 +22,25 @@ class AbstractFeatureKernel(AbstractKernel):
     Subclasses say what one input contributes (`features`) and how two of them make a kernel value
     (`pair`, `diagonal_values`); blocks, symmetry and compilation are the engine's. Sums and products,
     with other kernels and with non-negative numbers, keep the engine.
+
+    Raises:
+        ValueError: if `active_dims` is an empty list or a slice without a stop.
+        TypeError: if `active_dims` is not a list of integers or a slice, or `compute_engine` not an engine.
     """
+
+    # NumPy leaves `number * kernel` to the kernel, instead of making an array of kernels.
+    __array_ufunc__: ClassVar[None] = None
+
+    def __init__(
+        self,
+        active_dims: list[int] | slice | None = None,
+        n_dims: int | None = None,
+        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
+    ):
+        _checks.instance(
+            "compute_engine", compute_engine, AbstractKernelComputation, "an engine such as BlockedComputation()"
+        )
+        super().__init__(_active_dims(active_dims), n_dims, compute_engine)
 
     @abc.abstractmethod
     def features(self, x: Float[Array, "N D"]) -> Any:
@@ -46,8 +65,17 @@ class AbstractFeatureKernel(AbstractKernel):
 
     def __call__(self, x: Float[Array, " D"], y: Float[Array, " D"]) -> Float[Array, ""]:
         """The kernel value of one pair of inputs."""
-        x, y = jnp.atleast_1d(jnp.asarray(x)), jnp.atleast_1d(jnp.asarray(y))
-        return self.pair(self.features(x[None]), self.features(y[None]))[0, 0]
+        # Compiled, as matrices are: evaluated step by step, JAX would compile the loop over layers at every call.
+        return BlockedComputation().cross_covariance(self, _as_row("x", x), _as_row("y", y))[0, 0]
+
+    def slice_input(self, x: Float[Array, "... D"]) -> Float[Array, "... Q"]:
+        """The active columns of `x`; unlike GPJax, and JAX's indexing, never others than those asked for."""
+        columns = x.shape[-1]
+        if isinstance(self.active_dims, list) and not all(-columns <= i < columns for i in self.active_dims):
+            raise ValueError(f"x has {columns} features, but `active_dims` is {self.active_dims}.")
+        if self.active_dims == slice(None) and self.n_dims not in (None, columns):
+            raise ValueError(f"x has {columns} features, but `n_dims` is {self.n_dims}.")
+        return super().slice_input(x)
 
     def __add__(self, other):
         return _combine(Sum, self, other)
@@ -62,14 +90,43 @@ class AbstractFeatureKernel(AbstractKernel):
         return _combine(Product, other, self)
 
 
-class _Number(AbstractFeatureKernel):
+def _active_dims(active_dims: Any) -> list[int] | slice | None:
+    if active_dims is None or active_dims == slice(None):
+        return None
+    wanted = "a non-empty list of integers or a slice with a stop"
+    if isinstance(active_dims, slice):
+        # GPJax counts the columns of a slice before it knows how many there are.
+        if active_dims.stop is None:
+            raise ValueError(f"`active_dims` must be {wanted}, got {active_dims}.")
+        return active_dims
+    # GPJax reads an empty list as all columns.
+    if isinstance(active_dims, list) and not active_dims:
+        raise ValueError(f"`active_dims` must be {wanted}, got [].")
+    integers = isinstance(active_dims, list) and all(
+        isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in active_dims
+    )
+    if not integers:
+        raise TypeError(f"`active_dims` must be {wanted}, got {active_dims!r}.")
+    return [int(i) for i in active_dims]
+
+
+def _as_row(name: str, x: Any) -> Float[Array, "1 D"]:
+    if np.ndim(x) > 1:
+        raise ValueError(
+            f"`{name}` must be one input of shape (n_features,), got an array of shape {np.shape(x)}; "
+            "`gram` and `cross_covariance` take many."
+        )
+    return _checks.inputs(name, jnp.atleast_1d(jnp.asarray(x))[None])
+
+
+class Number(AbstractFeatureKernel):
     """A number in a sum or product of kernels; it is not trained."""
 
     value: float = eqx.field(static=True)
 
     def __init__(self, value):
-        self.value = _checks.real_number("the number added to or multiplied with a kernel", value, minimum=0.0)
-        super().__init__(compute_engine=BlockedComputation())
+        self.value = _checks.real_number("number added to or multiplied with a kernel", value, minimum=0.0)
+        super().__init__()
 
     def features(self, x):
         return jnp.full(x.shape[0], self.value, x.dtype)
@@ -81,23 +138,30 @@ class _Number(AbstractFeatureKernel):
         return features
 
 
-class _AbstractCombination(AbstractFeatureKernel):
+class AbstractCombination(AbstractFeatureKernel):
     """Kernels combined block by block. GPJax's own kernels take part through their own engines."""
 
     kernels: tuple[AbstractKernel, ...]
+    gpjax_type: ClassVar[type[AbstractKernel]]
 
     def __init__(self, *kernels, compute_engine: AbstractKernelComputation | None = None):
         if not kernels:
             raise ValueError(f"{type(self).__name__} needs at least one kernel, got none.")
         parts = []
         for kernel in kernels:
-            if isinstance(kernel, numbers.Real) or getattr(kernel, "shape", None) == ():
-                kernel = _Number(kernel)
+            if _is_number(kernel):
+                # A number computed under `jit` or `grad` has no value yet, but it can be an array in a kernel.
+                kernel = Constant(constant=kernel) if _checks.is_traced(kernel) else Number(kernel)
             _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel or a number")
-            # Nested sums of sums (products of products) are one sum.
-            parts.extend(kernel.kernels if type(kernel) is type(self) else [kernel])
+            if isinstance(kernel, MultiOutputKernel):
+                raise TypeError(
+                    f"`kernel` must have one output, got {type(kernel).__name__}; combine its latent kernels."
+                )
+            # Sums of sums (products of products) are one sum, GPJax's own included.
+            parts.extend(kernel.kernels if type(kernel) in (type(self), self.gpjax_type) else [kernel])
         self.kernels = tuple(parts)
-        super().__init__(compute_engine=compute_engine or BlockedComputation())
+        engines = [part.compute_engine for part in parts if _has_engine(part)]
+        super().__init__(compute_engine=compute_engine or (engines or [BlockedComputation()])[0])
 
     @abc.abstractmethod
     def reduce(self, values: list) -> Float[Array, "..."]:
@@ -134,26 +198,46 @@ class _AbstractCombination(AbstractFeatureKernel):
         )
 
 
-class Sum(_AbstractCombination):
+class Sum(AbstractCombination):
     """The sum of kernels (and numbers), evaluated block by block.
 
     `ours + other` makes one. Where a kernel of GPJax comes first, Python asks GPJax, whose own sum works
-    pair by pair: write `Sum(other, ours)` instead of `other + ours`.
+    pair by pair: write `Sum(other, ours)` instead of `other + ours`, or `Sum(other + ours)`, which takes the
+    other apart. A number is not trained; GPJax's `Constant` and the `variance` of our kernels are.
+
+    Args:
+        *kernels: kernels, or numbers of at least 0.
+        compute_engine: how matrices are evaluated; by default as for the first of our own kernels.
+
+    Raises:
+        ValueError: for no kernels and for negative numbers.
+        TypeError: for anything else, and for kernels of several outputs.
     """
+
+    gpjax_type = SumKernel
 
     def reduce(self, values):
         return sum(values[1:], start=values[0])
 
 
-class Product(_AbstractCombination):
+class Product(AbstractCombination):
     """The product of kernels (and numbers), evaluated block by block; see `Sum`."""
+
+    gpjax_type = ProductKernel
 
     def reduce(self, values):
         return math.prod(values[1:], start=values[0])
 
 
 def _combine(kind, left, right):
-    for operand in (left, right):
-        if not (isinstance(operand, AbstractKernel | numbers.Real) or getattr(operand, "shape", None) == ()):
-            return NotImplemented
-    return kind(left, right)
+    if all(isinstance(operand, AbstractKernel) or _is_number(operand) for operand in (left, right)):
+        return kind(left, right)
+    return NotImplemented
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+
+
+def _has_engine(kernel: AbstractKernel) -> bool:
+    return isinstance(kernel, AbstractFeatureKernel) and not isinstance(kernel, Number)

@@ -66,13 +66,14 @@ def gram_blocks(pair: Callable, diagonal: Callable, features: Any, block_size: i
         A pytree of (N, N) arrays.
     """
     tiling = _Tiling.of(features, block_size)
+    diagonals = diagonal_blocks(diagonal, features, block_size)
     if tiling.tiles == 1:
-        return jax.tree.map(_symmetric, pair(features, features), diagonal(features))
-    features = tiling.pad(features)
+        return jax.tree.map(_symmetric, pair(features, features), diagonals)
+    features, diagonals = tiling.pad(features), tiling.pad(diagonals)
 
     def evaluate(row, column):
         part = tiling.take(features, row)
-        return jax.tree.map(_Tile, pair(part, tiling.take(features, column)), diagonal(part))
+        return jax.tree.map(_Tile, pair(part, tiling.take(features, column)), tiling.take(diagonals, row))
 
     def write(matrix, tile, row, column):
         upper = jnp.where(row == column, _symmetric(tile.values, tile.diagonal), tile.values)
@@ -83,6 +84,25 @@ def gram_blocks(pair: Callable, diagonal: Callable, features: Any, block_size: i
     rows, columns = np.triu_indices(tiling.tiles)
     matrix = _assemble(evaluate, write, rows, columns, (tiling.padded, tiling.padded))
     return jax.tree.map(lambda leaf: leaf[: tiling.size, : tiling.size], matrix)
+
+
+def diagonal_blocks(diagonal: Callable, features: Any, block_size: int) -> Any:
+    """`diagonal(features)`, for as many inputs at a time as a tile has pairs.
+
+    Args:
+        diagonal: maps the features of n inputs to a pytree of (n,) arrays.
+        features: pytree of arrays with leading axis N.
+        block_size: number of inputs on the side of a tile.
+
+    Returns:
+        A pytree of (N,) arrays.
+    """
+    tiling = _Tiling.of(features, block_size**2)
+    if tiling.tiles == 1:
+        return diagonal(features)
+    features = tiling.pad(features)
+    parts = jax.lax.map(lambda index: diagonal(tiling.take(features, index)), np.arange(tiling.tiles))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: tiling.size], parts)
 
 
 class _Tile(NamedTuple):
@@ -106,8 +126,9 @@ def _assemble(evaluate: Callable, write: Callable, rows, columns, shape: tuple[i
         row, column, tile = item
         return jax.tree.map(lambda m, t: write(m, t, row, column), matrices, tile), None
 
-    # The backward pass evaluates tiles again: to keep them would take several times the memory of the matrix.
-    @jax.checkpoint
+    # The backward pass evaluates tiles again, one at a time: what it needs of a single one is many times its size.
+    evaluate = jax.checkpoint(evaluate)
+
     def fill(matrices, group):
         tiles = jax.lax.map(lambda index: evaluate(*index), group)
         return jax.lax.scan(write_one, matrices, (*group, tiles))[0], None
@@ -182,8 +203,7 @@ class BlockedComputation(AbstractKernelComputation):
 
     def _cross_covariance(self, kernel, x, y):
         x, y = _checks.inputs("x", x), _checks.inputs("y", y)
-        if x.shape[1] != y.shape[1]:
-            raise ValueError(f"y has {y.shape[1]} features, but x has {x.shape[1]}.")
+        _checks.equal_columns(x=x, y=y)
         features1, features2 = _features(kernel, x), _features(kernel, y)
         return _cross(kernel, features1, features2, self._block_size(kernel))
 
@@ -191,7 +211,7 @@ class BlockedComputation(AbstractKernelComputation):
         return _gram(kernel, _features(kernel, _checks.inputs("x", x)), self._block_size(kernel))
 
     def _diagonal(self, kernel, inputs):
-        values = _diagonal(kernel, _features(kernel, _checks.inputs("x", inputs)))
+        values = _diagonal(kernel, _features(kernel, _checks.inputs("x", inputs)), self._block_size(kernel))
         return lx.TaggedLinearOperator(lx.DiagonalLinearOperator(values), lx.positive_semidefinite_tag)
 
     def _block_size(self, kernel) -> int:
@@ -220,5 +240,5 @@ def _gram(kernel, features, block_size):
 
 
 @eqx.filter_jit
-def _diagonal(kernel, features):
-    return kernel.diagonal_values(features)
+def _diagonal(kernel, features, block_size):
+    return diagonal_blocks(kernel.diagonal_values, features, block_size)

@@ -16,7 +16,7 @@ from gpntk.networks import AbstractNetwork, KernelState
 from gpntk.networks._network import variance_parameter
 
 
-class _AbstractNetworkKernel(AbstractFeatureKernel):
+class AbstractNetworkKernel(AbstractFeatureKernel):
     net: AbstractNetwork
     variance: Any | None
 
@@ -58,7 +58,7 @@ class _AbstractNetworkKernel(AbstractFeatureKernel):
         return values if self.variance is None else jnp.asarray(val(self.variance), values.dtype) * values
 
 
-class NNGP(_AbstractNetworkKernel):
+class NNGP(AbstractNetworkKernel):
     """The covariance of the outputs of an infinitely wide network at initialisation, a GPJax kernel.
 
     Used as the prior of a GPJax model, it makes Bayesian inference over infinitely wide networks (Neal 1996;
@@ -77,7 +77,7 @@ class NNGP(_AbstractNetworkKernel):
         return state.nngp
 
 
-class NTK(_AbstractNetworkKernel):
+class NTK(AbstractNetworkKernel):
     """The neural tangent kernel of an infinitely wide network, a GPJax kernel.
 
     It is the kernel that gradient flow regresses with (Jacot, Gabriel & Hongler 2018, arXiv:1806.07572): see
@@ -114,8 +114,7 @@ def nngp_and_ntk(
     if x2 is None:
         return tuple(_gram(net, features1, block_size))
     x2 = _checks.inputs("x2", x2, net.n_features)
-    if x1.shape[1] != x2.shape[1]:
-        raise ValueError(f"x2 has {x2.shape[1]} features, but x1 has {x1.shape[1]}.")
+    _checks.equal_columns(x1=x1, x2=x2)
     features2 = _features(net, x2)
     net.check_moments(features2)
     return tuple(_cross(net, features1, features2, block_size))

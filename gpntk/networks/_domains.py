@@ -29,6 +29,18 @@ class AbstractDomain(eqx.Module):
     def paired_covariance(self, embedded1: Any, embedded2: Any) -> Float[Array, " N *sites"]:
         """The same for inputs paired elementwise."""
 
+    def align_left(self, leaf: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+        """A feature of the first input of a pair, in a shape that broadcasts against the sites of pairs.
+
+        Features of one input live on its own sites (positions, say), kernels on the sites of a pair (pairs of
+        positions). The leading axis stays that of the inputs. By default both kinds of sites are the same.
+        """
+        return leaf
+
+    def align_right(self, leaf: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+        """The same for the second input of a pair."""
+        return leaf
+
     @property
     @abc.abstractmethod
     def sites_per_pair(self) -> int:
@@ -58,7 +70,7 @@ class Point(AbstractDomain):
 
     def embed(self, x):
         scaled = x / np.sqrt(x.shape[-1]).astype(x.dtype)
-        return PointFeatures(scaled, jnp.sum(scaled * scaled, -1), _fingerprint(scaled), _fingerprint(-scaled))
+        return PointFeatures(scaled, jnp.sum(scaled * scaled, -1), fingerprint(scaled), fingerprint(-scaled))
 
     def variance(self, embedded):
         return embedded.variance
@@ -69,10 +81,10 @@ class Point(AbstractDomain):
             jax.tree.map(lambda leaf: leaf[:, None], embedded1),
             jax.tree.map(lambda leaf: leaf[None, :], embedded2),
         )
-        return _exact_at_coincidence(product, per_row, per_column)
+        return exact_at_coincidence(product, per_row, per_column)
 
     def paired_covariance(self, embedded1, embedded2):
-        return _exact_at_coincidence(jnp.sum(embedded1.x * embedded2.x, -1), embedded1, embedded2)
+        return exact_at_coincidence(jnp.sum(embedded1.x * embedded2.x, -1), embedded1, embedded2)
 
     @property
     def sites_per_pair(self):
@@ -82,7 +94,7 @@ class Point(AbstractDomain):
         return x
 
 
-def _fingerprint(x: Float[Array, "N D"]) -> UInt[Array, " N"]:
+def fingerprint(x: Float[Array, "N D"]) -> UInt[Array, " N"]:
     """A hash of the bits of each row, in integer arithmetic and so independent of the order of summation."""
     unsigned = jnp.uint64 if x.dtype.itemsize == 8 else jnp.uint32
     wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
@@ -93,7 +105,11 @@ def _fingerprint(x: Float[Array, "N D"]) -> UInt[Array, " N"]:
     return jnp.sum(bits * multipliers.astype(unsigned), -1, dtype=unsigned)
 
 
-def _exact_at_coincidence(covariance, features1: PointFeatures, features2: PointFeatures):
+def exact_at_coincidence(covariance, features1: PointFeatures, features2: PointFeatures) -> Float[Array, "..."]:
+    """The covariance, set to plus or minus the variance where two vectors are equal or opposite.
+
+    Both features must broadcast against the covariance.
+    """
     equal = features1.fingerprint == features2.fingerprint
     opposite = features1.fingerprint == features2.mirror_fingerprint
     # Two roots and not the root of the product, which could overflow.

@@ -68,17 +68,27 @@ class Dense(AbstractLayer):
 
     def init(self, key, shape, widths):
         width = next(widths)
-        weight_key, bias_key = jax.random.split(key)
-        parameters = {"weight": jax.random.normal(weight_key, (shape[-1], width))}
-        if self.bias_variance is not None:
-            parameters["bias"] = jax.random.normal(bias_key, (width,))
-        return parameters, (*shape[:-1], width)
+        return self.sample(key, (shape[-1], width)), (*shape[:-1], width)
 
     def apply(self, parameters, x):
-        scale = jnp.sqrt(_value(self.weight_variance, x) / x.shape[-1])
-        outputs = scale * (x @ parameters["weight"])
+        fan_in = parameters["weight"].shape[0]
+        if x.shape[-1] != fan_in:
+            raise ValueError(f"x has {x.shape[-1]} features, but the layer expects {fan_in} features as input.")
+        return self.scale_and_shift(x @ parameters["weight"], fan_in, parameters)
+
+    def sample(self, key: PRNGKeyArray, weight_shape: tuple[int, ...]) -> LayerParameters:
+        """Standard normal weights, with the output channels on the last axis, and biases."""
+        weight_key, bias_key = jax.random.split(key)
+        parameters = {"weight": jax.random.normal(weight_key, weight_shape)}
         if self.bias_variance is not None:
-            outputs = outputs + jnp.sqrt(_value(self.bias_variance, x)) * parameters["bias"]
+            parameters["bias"] = jax.random.normal(bias_key, weight_shape[-1:])
+        return parameters
+
+    def scale_and_shift(self, products: Float[Array, "..."], fan_in: int, parameters: LayerParameters):
+        r"""Outputs $\sqrt{C_W/n}\,W x + \sqrt{C_b}\,b$ from the products $W x$ of fan-in $n$."""
+        outputs = jnp.sqrt(_value(self.weight_variance, products) / fan_in) * products
+        if self.bias_variance is not None:
+            outputs = outputs + jnp.sqrt(_value(self.bias_variance, products)) * parameters["bias"]
         return outputs
 
     def _affine(self, second_moment):

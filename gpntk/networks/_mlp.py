@@ -32,3 +32,6 @@ class MLP(AbstractNetwork):
     @property
     def n_features(self):
         return None
+
+    def is_invariant(self, group):
+        return group.is_orthogonal

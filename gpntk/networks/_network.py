@@ -2,21 +2,27 @@
 
 import abc
 import inspect
+import warnings
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpjax.parameters import PositiveReal, val
+from gpjax.parameters import NonNegativeReal, PositiveReal, val
 from jaxtyping import Array, Float, PRNGKeyArray
 from paramax import AbstractUnwrappable
 
 from gpntk import _checks
 from gpntk.activations import AbstractActivation, ReLU
+from gpntk.activations._series import SeriesFeatures
+from gpntk.groups import AbstractGroup
 from gpntk.networks._domains import AbstractDomain
 from gpntk.networks._layers import AbstractLayer, Dense
 from gpntk.networks._state import KernelState
+
+# An order of magnitude below the 1% that sampled networks resolve; tanh reaches it at variance 20.
+_SERIES_TOLERANCE = 1e-3
 
 
 class NetworkFeatures(NamedTuple):
@@ -94,14 +100,14 @@ class AbstractNetwork(eqx.Module):
         """The number of columns the inputs must have; `None` means any."""
 
     @property
-    def readout(self) -> Dense:
+    def readout_layer(self) -> Dense:
         """The last layer, which maps the hidden activations to the outputs."""
         return Dense(self.weight_variance, self.bias_variance if self.readout_bias else None)
 
     @property
     def layers(self) -> tuple[AbstractLayer, ...]:
         """All layers, from input to output."""
-        return (*self.body, self.readout)
+        return (*self.body, self.readout_layer)
 
     # Infinite width
 
@@ -117,26 +123,41 @@ class AbstractNetwork(eqx.Module):
 
     def kernels(self, features1: NetworkFeatures, features2: NetworkFeatures) -> KernelState:
         """NNGP and NTK of all pairs of inputs, of shape (N1, N2) each."""
+        return self.kernels_after(self.layers, features1, features2)
+
+    def kernels_after(
+        self, layers: tuple[AbstractLayer, ...], features1: NetworkFeatures, features2: NetworkFeatures
+    ) -> KernelState:
+        """Kernels of all pairs of inputs after some layers, whose features come with the inputs."""
         nngp = self.domain.covariance(features1.embedded, features2.embedded)
+        left, right = self._aligned(features1, features2)
         per_row, per_column = (
-            jax.tree.map(lambda leaf: leaf[:, None], features1.layers),
-            jax.tree.map(lambda leaf: leaf[None, :], features2.layers),
+            jax.tree.map(lambda leaf: leaf[:, None], left),
+            jax.tree.map(lambda leaf: leaf[None, :], right),
         )
-        return self._propagate(nngp, per_row, per_column)
+        return _propagate(layers, nngp, per_row, per_column)
 
     def diagonal(self, features: NetworkFeatures) -> KernelState:
         """NNGP and NTK of each input with itself, of shape (N,) each."""
         nngp = self.domain.paired_covariance(features.embedded, features.embedded)
-        return self._propagate(nngp, features.layers, features.layers)
+        return _propagate(self.layers, nngp, *self._aligned(features, features))
 
-    def _propagate(self, nngp, features1, features2) -> KernelState:
-        state = KernelState(nngp, jnp.zeros_like(nngp))
-        for layer, layer_features1, layer_features2 in zip(self.layers, features1, features2, strict=True):
-            state = layer.propagate(state, layer_features1, layer_features2)
-        return state
+    def _aligned(self, features1: NetworkFeatures, features2: NetworkFeatures) -> tuple[Any, Any]:
+        """Features of all layers, for each input, in shapes that broadcast against the sites of a pair."""
+        return (
+            jax.tree.map(self.domain.align_left, features1.layers),
+            jax.tree.map(self.domain.align_right, features2.layers),
+        )
+
+    def is_invariant(self, group: AbstractGroup) -> bool:
+        """Whether both kernels satisfy k(gx, gy) = k(x, y) for all g; True only where that is a theorem."""
+        del group
+        return False
 
     def check_moments(self, features: NetworkFeatures) -> None:
         """Refuse inputs for which a Gaussian moment of the activation diverges.
+
+        Warns where the moments of an activation without closed form are not accurate.
 
         Raises:
             ValueError: naming the activation and the first such input.
@@ -149,6 +170,15 @@ class AbstractNetwork(eqx.Module):
                 f"The Gaussian moments of {self.activation!r} are not finite for {np.sum(~finite)} of "
                 f"{finite.size} inputs, the first at row {np.argmin(finite)}: E[s(z)^2] diverges or overflows "
                 "at the variance of its preactivations. Scale the inputs down or lower `weight_variance`."
+            )
+        error = _series_error(features)
+        if error > _SERIES_TOLERANCE:
+            warnings.warn(
+                f"The duals of {self.activation!r} come from a series that is not accurate at these inputs: the "
+                f"relative error of its moments can reach {error:.1e} for pairs of almost equal inputs. Scale the "
+                "inputs down, lower `weight_variance`, or take an activation with a closed form (`ABReLU` for "
+                "kinks at zero, `Erf` for steep sigmoids).",
+                stacklevel=3,
             )
 
     # Finite width
@@ -175,7 +205,7 @@ class AbstractNetwork(eqx.Module):
 
     def apply(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n_outputs"]:
         """Outputs of the finite network with the given parameters."""
-        return self.readout.apply(params[-1], self.hidden(params, x))
+        return self.readout_layer.apply(params[-1], self.hidden(params, x))
 
     def hidden(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n"]:
         """What the readout sees: activations of the last hidden layer (after pooling, if any)."""
@@ -204,31 +234,46 @@ class AbstractNetwork(eqx.Module):
 
     def replace(self, **changes: Any) -> Self:
         """The same architecture with some constructor arguments changed."""
-        return type(self)(**{**self._arguments(), **changes})
+        return type(self)(**{**self.arguments(), **changes})
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Constructor arguments by name, as scikit-learn asks; plain trainable variances come as floats."""
         del deep
-        return {name: _plain(value) for name, value in self._arguments().items()}
+        return {name: _plain(value) for name, value in self.arguments().items()}
 
     def set_params(self, **changes: Any) -> Self:
         """`replace` under scikit-learn's name. Networks are immutable: use the returned one."""
-        unknown = sorted(set(changes) - set(self._arguments()))
+        unknown = sorted(set(changes) - set(self.arguments()))
         if unknown:
             raise ValueError(
                 f"Invalid parameter {unknown[0]!r} for {type(self).__name__}. "
-                f"Valid parameters are: {sorted(self._arguments())!r}."
+                f"Valid parameters are: {sorted(self.arguments())!r}."
             )
         return self.replace(**changes)
 
     def __sklearn_clone__(self) -> Self:
         return self
 
-    def _arguments(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
+        """Constructor arguments by name, variances as the parameters they are."""
         arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         if self.bias_variance is None:
             arguments["bias_variance"] = 0.0
         return arguments
+
+
+def _series_error(features: NetworkFeatures) -> float:
+    """The largest bound on the relative error of a moment, over inputs and layers; 0 for closed forms."""
+    is_series = lambda node: isinstance(node, SeriesFeatures)  # noqa: E731
+    series = filter(is_series, jax.tree.leaves(features.layers, is_leaf=is_series))
+    return max((float(jnp.max(bound)) for s in series for bound in (s.error, s.slope_error)), default=0.0)
+
+
+def _propagate(layers, nngp: Float[Array, "..."], features1, features2) -> KernelState:
+    state = KernelState(nngp, jnp.zeros_like(nngp))
+    for layer, layer_features1, layer_features2 in zip(layers, features1, features2, strict=True):
+        state = layer.propagate(state, layer_features1, layer_features2)
+    return state
 
 
 def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
@@ -240,7 +285,10 @@ def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
     """
     if isinstance(value, AbstractUnwrappable):
         if not _checks.is_traced(value):
-            _checks.real_number(name, val(value), minimum=0.0, strict=not may_vanish)
+            number = _checks.real_number(name, val(value), minimum=0.0, strict=not may_vanish)
+            # GPJax keeps a zero as minus infinity, from where no optimiser returns and some make NaN.
+            if number == 0.0 and isinstance(value, PositiveReal | NonNegativeReal):
+                return None
         return value
     if _checks.is_traced(value):
         return value

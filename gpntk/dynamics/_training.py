@@ -1,0 +1,528 @@
+"""Wide networks in training: mean and covariance of the outputs after a given time."""
+
+import abc
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from gpjax.kernels import AbstractKernel
+from jaxtyping import Array, Float
+
+from gpntk import _checks
+from gpntk.dynamics._cross_entropy import cross_entropy_coefficients
+from gpntk.dynamics._responses import DESCENT, FLOW, Response, Steps
+from gpntk.dynamics._spectral import Eigensystem, eigensystem, matrix_function
+from gpntk.kernels import NNGP, NTK, nngp_and_ntk
+
+SOLVERS = ("auto", "cholesky", "eigh")
+
+
+class AbstractKernelTraining(abc.ABC):
+    """Training in the limit of infinite width, where the outputs are a linear map of the targets.
+
+    With `S = diag(sqrt(w))` and `B = S Theta S + alpha I` the outputs at `x` are `f_0(x) + A(x) (y - f_0(X))`,
+    `A(x) = Theta(x, X) S r(B) S`; what the response `r` is, subclasses say.
+    """
+
+    _response: Response
+
+    def __init__(self, ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, solver):
+        kernel = "a GPJax kernel such as gpntk.NTK(gpntk.MLP())"
+        self.ntk = _checks.instance("ntk", ntk, AbstractKernel, kernel)
+        self.nngp = None if nngp is None else _checks.instance("nngp", nngp, AbstractKernel, f"{kernel} or None")
+        self.learning_rate = _parameter("learning_rate", learning_rate, strict=True)
+        self.alpha = _parameter("alpha", alpha)
+        self.reduction = _checks.option("reduction", reduction, ("sum", "mean"))
+        self.solver = _checks.option("solver", solver, SOLVERS)
+        self.X = _at_once(lambda: _checks.inputs("X", X), X)
+        self.y = _targets(y, self.X)
+        weights = checked_weights(sample_weight, self.X)
+        self._total_weight = weights.sum() if reduction == "mean" else 1
+        if not _checks.is_traced(weights) and not weights.all():
+            # Rows of weight zero are left out: at alpha = 0 they would make B singular.
+            used = np.flatnonzero(weights)
+            self.X, self.y, weights = _at_once(lambda: self.X[used], self.X), self.y[used], weights[used]
+        self._root_weights = (jnp if _checks.is_traced(weights) else np).sqrt(weights)[:, None]
+        self._dependencies = (ntk, nngp, self.X, self.y, self.learning_rate, self.alpha, weights)
+        self._cache: dict[str, Any] = {}
+        self.gram = _at_once(self._training_gram, *self._dependencies)
+
+    def __getstate__(self):
+        # JAX would restore float64 arrays in float32 wherever the float64 flag is off; NumPy keeps them.
+        return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, self.__dict__)
+
+    @abc.abstractmethod
+    def _clock(self, times: Float[Array, " T"]) -> Any:
+        """The clock of the response at the given (checked) times, every leaf with leading axis T."""
+
+    # What the public methods of subclasses share
+
+    def _mean(self, X_test, time):
+        times = _times(time, self.X.dtype)
+        X_test = self._test_inputs(X_test)
+        coefficients = self._coefficients(times)
+        cross = self._cast(self.ntk.cross_covariance(X_test, self.X))
+        return _outputs(cross, coefficients).reshape(*jnp.shape(time), len(X_test), *self.y.shape[1:])
+
+    def _covariance(self, X_test, time, diagonal):
+        if self.nngp is None:
+            raise ValueError("A covariance needs the prior: `nngp` must be a kernel, got None.")
+        times = _times(time, self.X.dtype)
+        X_test = self._test_inputs(X_test)
+        prior_cross, cross = self._cross_kernels(X_test)
+        prior = self.nngp.diagonal(X_test) if diagonal else self.nngp.gram(X_test)
+        prior = self._cast(lx.diagonal(prior) if diagonal else prior.as_matrix())
+        prior_gram = self._cached("prior_gram", self._prior_gram)
+        # One time after the other: each needs a matrix as large as the cross-covariance.
+        values = jnp.stack(
+            [
+                _propagated(prior, prior_gram, prior_cross, self._respond(times[i : i + 1], cross.T)[0], diagonal)
+                for i in range(len(times))
+            ]
+        )
+        return values.reshape(*jnp.shape(time), *prior.shape)
+
+    def dual_coefficients(self, time: float | Float[Array, " T"]) -> Float[Array, "..."]:
+        """Dual coefficients c of the mean output `Theta(x, X) c`.
+
+        They have the shape of the targets, without rows of weight zero; a vector of T times adds a leading axis.
+        """
+        coefficients = self._coefficients(_times(time, self.X.dtype))
+        return coefficients.reshape(*jnp.shape(time), *self.y.shape)
+
+    def _coefficients(self, times: Float[Array, " T"]) -> Float[Array, "T N q"]:
+        """Dual coefficients c: the mean output at x is `Theta(x, X) c`."""
+        return self._respond(times, self.y.reshape(len(self.y), -1))
+
+    def _respond(self, times: Float[Array, " T"], rhs: Float[Array, "N m"]) -> Float[Array, "T N m"]:
+        """`S r(B) S rhs` at the given times."""
+        if self._by_cholesky(times):
+            return _solved(self._cached("cholesky", self._cholesky), self._root_weights, rhs, len(times))
+        clock = self._clock(times)
+        system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
+        return _responded(self._response, system, clock, self._root_weights, rhs)
+
+    def _by_cholesky(self, times) -> bool:
+        converged = not _checks.is_traced(times) and bool(np.isinf(times).all())
+        if self.solver == "cholesky" and not converged:
+            raise ValueError(
+                f"`solver` must be 'auto' or 'eigh' at finite times, got 'cholesky' for time {times}: a Cholesky "
+                "factor gives the limit of infinite time only."
+            )
+        return converged and self.solver != "eigh"
+
+    # Factorisations
+
+    def _eigensystem(self) -> Eigensystem:
+        return eigensystem(_weighted(self.gram, self._root_weights, self.alpha))
+
+    def _cholesky(self) -> Float[Array, "N N"]:
+        factor, pivot = _factorise(_weighted(self.gram, self._root_weights, self.alpha))
+        # Each pivot is what is left of a variance given the inputs before, as a fraction of that variance. Its
+        # rounding error grows like the root of the number of subtractions.
+        limit = float(jnp.finfo(factor.dtype).eps) * len(factor) ** 0.5
+        return _require(
+            pivot > limit,  # false for NaN, which is what a negative pivot leaves
+            factor,
+            f"{self._described_gram} is not positive definite in the working precision. {_remedy(factor.dtype)}",
+        )
+
+    def _resolved(self, system: Eigensystem, clock) -> Eigensystem:
+        """The eigensystem, if rounding errors in its eigenvalues do not matter at this clock.
+
+        The response cannot tell eigenvalues much below 1/r(0) from zero: early stopping regularises like `alpha`.
+        """
+        smallest, largest = system.eigenvalues[0], system.eigenvalues[-1]
+        noise = jnp.maximum(jnp.finfo(smallest.dtype).eps * largest, -(smallest - self.alpha))
+        reach = jnp.max(self._response.value(jnp.zeros((), smallest.dtype), clock))
+        return _require(
+            smallest + 1 / reach >= 4 * noise,
+            system,
+            f"{self._described_gram} is too close to singular for so long a training time: its smallest "
+            f"eigenvalues are rounding errors. {_remedy(smallest.dtype)} Or train for a shorter time.",
+        )
+
+    def max_learning_rate(self) -> Float[Array, ""]:
+        """The learning rate at and above which gradient *descent* with these settings diverges.
+
+        It is `2 / (largest eigenvalue of the loss's Hessian)`, in the same units as `learning_rate`.
+        """
+        return 2 * self._total_weight / self._cached("eigensystem", self._eigensystem).eigenvalues[-1]
+
+    # Kernels
+
+    def _cross_kernels(self, X_test):
+        """Prior and training kernel between test and training inputs, in one pass where they share a network."""
+        if self.nngp is self.ntk:
+            cross = self._cast(self.ntk.cross_covariance(X_test, self.X))
+            return cross, cross
+        if _are_of_one_network(self.nngp, self.ntk):
+            return tuple(map(self._cast, nngp_and_ntk(self.ntk.net, X_test, self.X)))
+        return tuple(self._cast(kernel.cross_covariance(X_test, self.X)) for kernel in (self.nngp, self.ntk))
+
+    def _training_gram(self):
+        gram = self._cast(self.ntk.gram(self.X).as_matrix())
+        message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
+        return _require(_all_finite(gram), gram, message)
+
+    def _prior_gram(self):
+        return self.gram if self.nngp is self.ntk else self._cast(self.nngp.gram(self.X).as_matrix())
+
+    def _test_inputs(self, X_test):
+        X_test = _checks.inputs("X_test", X_test)
+        if X_test.shape[1] != self.X.shape[1]:
+            raise ValueError(f"X_test has {X_test.shape[1]} features, but X has {self.X.shape[1]}.")
+        return X_test.astype(self.X.dtype)
+
+    def _cast(self, values):
+        return values.astype(self.X.dtype)
+
+    @property
+    def _described_gram(self) -> str:
+        alpha = "traced" if _checks.is_traced(self.alpha) else f"{float(self.alpha):g}"
+        n, dtype = len(self.gram), self.gram.dtype
+        return f"The regularised Gram matrix ({n} x {n}, {dtype}, alpha = {alpha})"
+
+    def _cached(self, name: str, compute: Callable) -> Any:
+        if _checks.is_traced(self._dependencies):  # a cache would carry tracers out of their transformation
+            return compute()
+        if name not in self._cache:
+            self._cache[name] = _at_once(compute)
+        return self._cache[name]
+
+
+class GradientFlow(AbstractKernelTraining):
+    r"""Infinitely wide networks trained by gradient flow for a time $t$.
+
+    For the squared loss $\frac12 \sum_i w_i |f(x_i) - y_i|^2 + \frac\alpha2 |\theta - \theta_0|^2$ the outputs are
+    a Gaussian process with
+
+    $$m_t(x) = A_t(x) y, \qquad
+      c_t(x, x') = K(x, x') + A_t(x) K A_t(x')^T - A_t(x) K(X, x') - K(x, X) A_t(x')^T$$
+    $$A_t(x) = \Theta(x, X)\, S B^{-1} (I - e^{-\eta B t}) S, \qquad B = S \Theta S + \alpha I, \quad
+      S = \mathrm{diag}(\sqrt{w})$$
+
+    (Jacot, Gabriel & Hongler 2018, arXiv:1806.07572, section 5; Lee et al. 2019, arXiv:1902.06720, equations 14
+    to 16). Pass the NNGP as first kernel to train the readout layer only. The first finite time costs one
+    eigendecomposition, every further time a matrix-vector product; infinite time costs a Cholesky factor.
+
+    For `loss="cross_entropy"` targets are class probabilities, one row an input, and the mean is the softmax
+    cross-entropy flow $\dot f = -\eta (\Theta\, \partial L/\partial f + \alpha f)$ from $f = 0$, the prior mean.
+    That is not the mean of an ensemble, because the flow is nonlinear, and there is no covariance.
+
+    All methods are differentiable (once, at finite times) with respect to hyperparameters of the kernels,
+    `learning_rate`, `alpha` and times, and work under `jit` and `vmap`.
+
+    Args:
+        ntk: the kernel that trains, a GPJax kernel.
+        nngp: the kernel of the prior; `None` for means only.
+        X: training inputs, (N, D).
+        y: targets, (N,) or (N, q).
+        learning_rate: the factor $\eta$ in front of the gradient, positive.
+        alpha: what is added to the diagonal of the Gram matrix: weight decay towards the initialisation.
+        loss: "squared" or "cross_entropy".
+        reduction: "sum", or "mean": all of the loss, weight decay included, is divided by the sum of the sample
+            weights, which slows the clock: $\eta \to \eta / \sum_i w_i$.
+        sample_weight: (N,), non-negative; `None` means ones. A weight of 2 equals a row given twice.
+        solver: "cholesky" (infinite time only), "eigh", or "auto", which takes the cheaper one.
+
+    Raises:
+        ValueError: naming the argument, what is allowed and what was given; a Gram matrix too close to singular
+            for the time asked for. Inside `jit` the latter is a runtime error.
+        TypeError: for arguments of the wrong kind.
+
+    >>> import gpntk, numpy as np
+    >>> net = gpntk.MLP(depth=1, bias_variance=0.1)
+    >>> X, y = np.array([[-1.0], [0.0], [1.0]]), np.array([1.0, 0.0, 1.0])
+    >>> flow = gpntk.GradientFlow(gpntk.NTK(net), gpntk.NNGP(net), X, y)
+    >>> flow.mean(X, np.array([0.0, np.inf])).round(3).tolist()
+    [[0.0, 0.0, 0.0], [1.0, 0.0, 1.0]]
+    """
+
+    _response = FLOW
+
+    def __init__(
+        self,
+        ntk: AbstractKernel,
+        nngp: AbstractKernel | None,
+        X: Float[Array, "N D"],
+        y: Float[Array, "N ..."],
+        learning_rate: float = 1.0,
+        alpha: float = 0.0,
+        loss: str = "squared",
+        reduction: str = "sum",
+        sample_weight: Float[Array, " N"] | None = None,
+        solver: str = "auto",
+    ):
+        self.loss = _checks.option("loss", loss, ("squared", "cross_entropy"))
+        super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, solver)
+        if loss == "cross_entropy":
+            _check_probabilities(self.y)
+
+    def mean(self, X_test: Float[Array, "M D"], time: float | Float[Array, " T"]) -> Float[Array, "..."]:
+        """Mean output at a training time, or at each of a vector of times.
+
+        Args:
+            X_test: inputs, (M, D).
+            time: at least 0, infinity allowed.
+
+        Returns:
+            (M,), or (M, q) for targets of shape (N, q); a vector of T times adds a leading axis.
+        """
+        return self._mean(X_test, time)
+
+    def covariance(self, X_test: Float[Array, "M D"], time: float | Float[Array, " T"]) -> Float[Array, "*T M M"]:
+        """Covariance of the outputs over initialisations, the same for every output.
+
+        Arguments are those of `mean`. Returns (M, M); a vector of T times adds a leading axis.
+        """
+        self._check_gaussian()
+        return self._covariance(X_test, time, diagonal=False)
+
+    def variance(self, X_test: Float[Array, "M D"], time: float | Float[Array, " T"]) -> Float[Array, "*T M"]:
+        """The diagonal of `covariance`, without the rest of it; rounding errors below zero are set to zero."""
+        self._check_gaussian()
+        return self._covariance(X_test, time, diagonal=True)
+
+    def max_learning_rate(self) -> Float[Array, ""]:
+        if self.loss == "squared":
+            return super().max_learning_rate()
+        # The Hessian of the cross-entropy in the outputs of one input is at most 1/2.
+        largest = self._cached("eigensystem", self._eigensystem).eigenvalues[-1] - self.alpha
+        return 2 * self._total_weight / (largest / 2 + self.alpha)
+
+    def _clock(self, times):
+        return jnp.asarray(times) * jnp.asarray(self.learning_rate / self._total_weight, times.dtype)
+
+    def _coefficients(self, times):
+        if self.loss == "squared":
+            return super()._coefficients(times)
+        return cross_entropy_coefficients(
+            self.gram, self.y, self._root_weights**2, jnp.asarray(self.alpha, self.gram.dtype), self._clock(times)
+        )
+
+    def _check_gaussian(self):
+        if self.loss != "squared":
+            raise ValueError(
+                "A covariance exists for loss='squared' only: other flows are not linear in the prior."
+            )
+
+
+class GradientDescent(AbstractKernelTraining):
+    r"""Infinitely wide networks trained by full-batch gradient descent with a finite step size.
+
+    The formulas are those of `GradientFlow` with $(I - \eta B)^k$ after $k$ steps in the place of
+    $e^{-\eta B t}$; for small steps they agree at $t = k$. The loss is the squared one.
+
+    Arguments are those of `GradientFlow`; `learning_rate` is the step size and must be below
+    `max_learning_rate()`.
+
+    Raises:
+        ValueError: as for `GradientFlow`, and for a step size at which gradient descent diverges.
+    """
+
+    _response = DESCENT
+
+    def __init__(
+        self,
+        ntk: AbstractKernel,
+        nngp: AbstractKernel | None,
+        X: Float[Array, "N D"],
+        y: Float[Array, "N ..."],
+        learning_rate: float,
+        alpha: float = 0.0,
+        reduction: str = "sum",
+        sample_weight: Float[Array, " N"] | None = None,
+    ):
+        super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, "eigh")
+
+    def mean(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "..."]:
+        """Mean output after a number of steps, or after each of a vector of numbers; see `GradientFlow.mean`."""
+        return self._mean(X_test, _whole(steps))
+
+    def covariance(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "*T M M"]:
+        """Covariance of the outputs over initialisations; see `GradientFlow.covariance`."""
+        return self._covariance(X_test, _whole(steps), diagonal=False)
+
+    def variance(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "*T M"]:
+        """The diagonal of `covariance`; see `GradientFlow.variance`."""
+        return self._covariance(X_test, _whole(steps), diagonal=True)
+
+    def _clock(self, times):
+        limit = self.max_learning_rate()
+        known = not _checks.is_traced((limit, self.learning_rate))
+        figures = f" = {float(limit):g}, got {self.learning_rate:g}" if known else ""
+        rate = _require(
+            self.learning_rate < limit,
+            jnp.asarray(self.learning_rate / self._total_weight, times.dtype),
+            f"Gradient descent diverges: `learning_rate` must be below max_learning_rate(){figures}.",
+        )
+        return Steps(jnp.asarray(times), jnp.broadcast_to(rate, times.shape))
+
+
+# Pure functions on arrays
+
+
+@jax.jit
+def _weighted(gram, root_weights, alpha):
+    return root_weights * gram * root_weights.T + jnp.diag(jnp.broadcast_to(alpha, len(gram)).astype(gram.dtype))
+
+
+@jax.jit
+def _factorise(matrix):
+    """Cholesky factor and its smallest pivot relative to the diagonal of the matrix."""
+    factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+    return factor, jnp.min(jnp.diagonal(factor) ** 2 / jnp.diagonal(matrix))
+
+
+@jax.jit
+def _all_finite(values):
+    return jnp.isfinite(values).all()
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _solved(factor, root_weights, rhs, copies: int):
+    """`S B^-1 S rhs` from the Cholesky factor of B, as many times as there are infinite times."""
+    solution = root_weights * jax.scipy.linalg.cho_solve((factor, True), root_weights * rhs)
+    return jnp.broadcast_to(solution, (copies, *solution.shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _responded(response, system, clock, root_weights, rhs):
+    """`S r(B) S rhs` from the eigensystem of B, for a vector of clocks."""
+    respond = jax.vmap(matrix_function, in_axes=(None, None, 0, None))
+    return root_weights * respond(response, system, clock, root_weights * rhs)
+
+
+@jax.jit
+def _outputs(cross, coefficients):
+    return jnp.einsum("mn,tnq->tmq", cross, coefficients, precision=jax.lax.Precision.HIGHEST)
+
+
+@eqx.filter_jit
+def _propagated(prior, prior_gram, prior_cross, response, diagonal: bool):
+    """`(1, -A) K (1, -A)^T` with `response = A^T` (N, M), or the diagonal of it."""
+    precision = jax.lax.Precision.HIGHEST
+    half = jnp.matmul(prior_gram, response, precision=precision) / 2 - prior_cross.T
+    if diagonal:
+        return jnp.maximum(prior + 2 * jnp.sum(response * half, axis=0), 0.0)
+    change = jnp.matmul(response.T, half, precision=precision)
+    return prior + change + change.T
+
+
+# Checks
+
+
+def _at_once(compute: Callable, *dependencies: Any) -> Any:
+    """`compute()`, at once even inside `jit`, unless something it depends on is traced."""
+    inside_jit = _checks.is_traced(jnp.zeros(()))
+    concrete = not _checks.is_traced(dependencies)
+    with jax.ensure_compile_time_eval() if inside_jit and concrete else contextlib.nullcontext():
+        return compute()
+
+
+def _require(condition: Any, value: Any, message: str) -> Any:
+    """`value` if `condition` holds, otherwise an error: at once where it is known, at run time under `jit`."""
+    if _checks.is_traced(condition):
+        return eqx.error_if(value, jnp.logical_not(condition), message)
+    if not condition:
+        raise ValueError(message)
+    return value
+
+
+def _remedy(dtype) -> str:
+    if jnp.finfo(dtype).bits < 64:
+        return (
+            "Raise `alpha`, or compute in float64: `jax.enable_x64(True)`, or `dtype='float64'` of an estimator."
+        )
+    return "Raise `alpha`, and look for duplicate inputs."
+
+
+def _parameter(name: str, value: Any, *, strict: bool = False) -> Any:
+    if _checks.is_traced(value):
+        return value
+    return _checks.real_number(name, value, minimum=0.0, strict=strict)
+
+
+# Concrete targets, weights and times stay arrays of NumPy, whose values `jit` leaves visible.
+
+
+def _targets(y: Any, X: Float[Array, "N D"]) -> Any:
+    y = y if _checks.is_traced(y) else np.asarray(y)
+    if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"`y` must be an array of real numbers, got dtype {y.dtype}.")
+    if y.ndim not in (1, 2) or y.shape[0] != X.shape[0] or y.size == 0:
+        raise ValueError(
+            f"`y` must have shape ({X.shape[0]},) or ({X.shape[0]}, n_outputs) for X of shape {X.shape}, "
+            f"got {y.shape}."
+        )
+    if not _checks.is_traced(y) and not np.isfinite(y).all():
+        raise ValueError("`y` must be finite, got NaN or infinity.")
+    return y.astype(X.dtype)
+
+
+def checked_weights(weights: Any, X: Float[Array, "N D"]) -> Any:
+    if weights is None:
+        return np.ones(X.shape[0], X.dtype)
+    weights = weights if _checks.is_traced(weights) else np.asarray(weights)
+    if weights.shape != X.shape[:1]:
+        raise ValueError(
+            f"`sample_weight` must have shape {X.shape[:1]} for X of shape {X.shape}, got {weights.shape}."
+        )
+    weights = weights.astype(X.dtype)
+    if not _checks.is_traced(weights) and not (
+        np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()
+    ):
+        raise ValueError(
+            "`sample_weight` must be finite, >= 0 and somewhere positive, got values from "
+            f"{weights.min():g} to {weights.max():g}."
+        )
+    return weights
+
+
+def _check_probabilities(y: Float[Array, "N ..."]) -> None:
+    if y.ndim != 2:
+        raise ValueError(f"`y` must have shape (N, n_classes) for loss='cross_entropy', got {y.shape}.")
+    if _checks.is_traced(y):
+        return
+    y = np.asarray(y)
+    if (y < 0).any() or not np.allclose(y.sum(1), 1.0, atol=1e-5):
+        raise ValueError(
+            "`y` must hold class probabilities for loss='cross_entropy': rows >= 0 that sum to 1, "
+            f"got values from {y.min():g} and row sums from {y.sum(1).min():g} to {y.sum(1).max():g}."
+        )
+
+
+def _times(time: Any, dtype) -> Any:
+    """Checked times as a vector."""
+    if jnp.ndim(time) > 1:
+        raise ValueError(f"`time` must be a number or a vector, got shape {jnp.shape(time)}.")
+    if _checks.is_traced(time):
+        return jnp.atleast_1d(time).astype(dtype)
+    for number in np.ravel(np.asarray(time)).tolist():
+        _checks.real_number("time", number, minimum=0.0, infinite=True)
+    return np.atleast_1d(np.asarray(time)).astype(dtype)
+
+
+def _whole(steps: Any) -> Any:
+    if not _checks.is_traced(steps):
+        for number in np.ravel(np.asarray(steps)).tolist():
+            number = _checks.real_number("steps", number, minimum=0.0, infinite=True)
+            if number % 1 > 0:
+                raise ValueError(f"`steps` must be whole numbers, got {number:g}.")
+    return steps
+
+
+def _are_of_one_network(nngp, ntk) -> bool:
+    plain = all(
+        kernel.variance is None and kernel.active_dims == slice(None)
+        for kernel in (nngp, ntk)
+        if isinstance(kernel, NNGP | NTK)
+    )
+    return isinstance(nngp, NNGP) and isinstance(ntk, NTK) and plain and nngp.net is ntk.net

@@ -1,0 +1,110 @@
+"""What regressor and classifier share: parameters, kernels and precision."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpjax.kernels import AbstractKernel
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from gpntk import _checks
+from gpntk.dynamics import GradientFlow
+from gpntk.dynamics._training import SOLVERS, checked_weights
+from gpntk.kernels import NNGP, NTK
+from gpntk.networks import MLP, AbstractNetwork
+
+
+class AbstractNTKEstimator(BaseEstimator):
+    """An estimator around `GradientFlow`. It computes in its own precision, whatever JAX's global flag says."""
+
+    def _start(self, X, y, sample_weight, **validation):
+        """Check parameters and data, and choose the kernels."""
+        _checks.real_number("time", self.time, minimum=0.0, infinite=True)
+        _checks.real_number("learning_rate", self.learning_rate, minimum=0.0, strict=True)
+        _checks.real_number("alpha", self.alpha, minimum=0.0)
+        _checks.option("reduction", self.reduction, ("sum", "mean"))
+        _checks.option("solver", self.solver, SOLVERS)
+        _checks.option("dtype", self.dtype, ("float64", "float32"))
+        X, y = validate_data(self, X, y, dtype=self.dtype, **validation)
+        if sample_weight is not None:
+            sample_weight = checked_weights(_check_sample_weight(sample_weight, X, dtype=X.dtype), X)
+        network = _default_network() if self.network is None else self.network
+        prior = self.prior
+        if isinstance(network, AbstractNetwork):
+            self.kernel_ = NTK(network)
+            prior = NNGP(network) if prior is None else prior
+        else:
+            wanted = "an architecture such as gpntk.MLP(), a GPJax kernel, or None"
+            self.kernel_ = _checks.instance("network", network, AbstractKernel, wanted)
+        if prior is not None:
+            _checks.instance(
+                "prior", prior, AbstractKernel, "a GPJax kernel such as gpntk.NNGP(gpntk.MLP()), or None"
+            )
+        self.prior_ = prior
+        return X, y, sample_weight
+
+    def _train(self, X, y, sample_weight):
+        """The flow, with the factorisation that predictions at `self.time` need."""
+        with jax.enable_x64(True):
+            self._flow = GradientFlow(
+                self.kernel_,
+                self.prior_,
+                X,
+                y,
+                learning_rate=self.learning_rate,
+                alpha=self.alpha,
+                loss=self.loss,
+                reduction=self.reduction,
+                sample_weight=sample_weight,
+                solver=self.solver,
+            )
+            # Numbers of the fit: a Gram matrix that cannot be used is found here, and not when predicting.
+            self.dual_coef_ = np.asarray(self._flow.dual_coefficients(float(self.time)))
+
+    def _test_inputs(self, X):
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=self.dtype, reset=False)
+
+    def _mean(self, X, time):
+        with jax.enable_x64(True):
+            return np.asarray(self._flow.mean(X, self.time if time is None else time))
+
+    def _spread(self, X, time, *, diagonal):
+        if self.prior_ is None:
+            raise ValueError("The spread needs a prior: give `prior` a GPJax kernel where `network` is a kernel.")
+        with jax.enable_x64(True):
+            spread = self._flow.variance if diagonal else self._flow.covariance
+            return np.asarray(spread(X, self.time if time is None else time))
+
+    # Networks are immutable, and scikit-learn drops what a nested `set_params` returns
+
+    def set_params(self, **params: Any):
+        """Set parameters, those of the network as `network__name`: it is replaced by a changed one."""
+        nested = {name: params.pop(name) for name in list(params) if name.startswith("network__")}
+        super().set_params(**params)
+        if nested:
+            network = _default_network() if self.network is None else self.network
+            if not isinstance(network, AbstractNetwork):
+                raise ValueError(
+                    f"Invalid parameter {next(iter(nested))!r}: `network` must be an architecture such as "
+                    f"gpntk.MLP(), got {network!r}."
+                )
+            changes = {name.removeprefix("network__"): value for name, value in nested.items()}
+            self.network = network.set_params(**changes)
+        return self
+
+    def __getstate__(self):
+        # JAX would restore float64 arrays in float32 wherever the float64 flag is off; NumPy keeps them.
+        state = super().__getstate__()
+        return {name: jax.tree.map(_as_numpy, value) for name, value in state.items()}
+
+
+def _default_network():
+    # With biases: without them a ReLU network is homogeneous, f(c x) = c f(x), and zero at the mean of the data.
+    return MLP(depth=2, bias_variance=0.1)
+
+
+def _as_numpy(leaf: Any) -> Any:
+    return np.asarray(leaf) if isinstance(leaf, jnp.ndarray) else leaf

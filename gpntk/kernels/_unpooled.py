@@ -1,0 +1,61 @@
+"""Kernels of equivariant outputs: one value for every pair of sites."""
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from gpntk import _checks
+from gpntk.networks import AbstractPoolingNetwork
+
+
+def unpooled_kernels(
+    net: AbstractPoolingNetwork, x1: Float[Array, "N1 D"], x2: Float[Array, "N2 D"] | None = None
+) -> tuple[Float[Array, "N1 N2 ..."], Float[Array, "N1 N2 ..."]]:
+    r"""NNGP and NTK of the network that does not pool: $K_{g,g'}(x, x')$ and $\Theta_{g,g'}(x, x')$.
+
+    The readout acts on every site, and the mean over all trailing axes is `nngp_and_ntk(net, x1, x2)`. They are
+    equivariant: transforming an input moves it along the trailing axes. Their layout is
+
+    - `FiniteGroupCNN`: (N1, N2, order) over $g g'^{-1}$, with full supports; otherwise (N1, N2, order, order)
+      over $g$ and $g'$;
+    - `PlanarGroupCNN`: (N1, N2, order, P, P) over $s = r' r^{-1}$, $t$ and $t'$, for group elements $(t, r)$
+      and $(t', r')$ made of one of the P positions and a rotation or reflection;
+    - `CNN`: (N1, N2, P, P) over $t$ and $t'$.
+
+    Args:
+        net: a convolutional architecture.
+        x1: inputs, one per row.
+        x2: further inputs; `None` means `x1`.
+
+    Returns:
+        NNGP and NTK.
+
+    Raises:
+        ValueError: if inputs are not finite 2-D arrays of the right dimension, if the network flattens instead of
+            pooling, or if a Gaussian moment of the activation diverges.
+        TypeError: if `net` is not a convolutional architecture.
+    """
+    _checks.instance("net", net, AbstractPoolingNetwork, "a convolutional architecture such as gpntk.CNN")
+    net.check_unpooled()
+    features = [
+        _features(net, _checks.inputs(name, x, net.n_features))
+        for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2))
+    ]
+    for part in features:
+        net.check_moments(part)
+    return tuple(_unpooled(net, *features))
+
+
+@eqx.filter_jit
+def _features(net, x):
+    return net.features(x)
+
+
+@eqx.filter_jit
+def _unpooled(net, features1, features2):
+    # Row by row, so that temporaries do not take a multiple of the result.
+    def row(features):
+        state = net.unpooled(jax.tree.map(lambda leaf: leaf[None], features), features2)
+        return jax.tree.map(lambda leaf: leaf[0], state)
+
+    return jax.lax.map(row, features1)
