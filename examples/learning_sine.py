@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 NETWORK = gpntk.MLP(depth=2, activation=gpntk.Erf(), weight_variance=2.0, bias_variance=0.5)
-TIMES, WIDTHS, MEMBERS = (1.0, 10.0, 100.0), (16, 64, 256), 100
+TIMES, WIDTHS, MEMBERS = (1.0, 10.0, 100.0), (16, 64, 256), 60
 
 
 def main():
@@ -40,8 +40,8 @@ def main():
         flow = gpntk.GradientFlow(gpntk.NTK(NETWORK), gpntk.NNGP(NETWORK), x, y)
         mean = np.asarray(flow.mean(grid, np.array(TIMES)))
         std = np.sqrt(np.asarray(flow.variance(grid, np.array(TIMES))))
-        # A twentieth of the rate at which descent diverges: its path is that of the flow.
-        learning_rate = float(flow.max_learning_rate()) / 20
+        # A fifth of the rate at which descent diverges: its path is that of the flow to a few percent at t = 1.
+        learning_rate = float(flow.max_learning_rate()) / 5
 
     figure, axes = plt.subplots(
         len(WIDTHS), len(TIMES), figsize=(11, 8), sharex=True, sharey=True, layout="constrained"
@@ -76,7 +76,7 @@ def panel(axes, grid, mean, std, outputs, x, y):
     for sign in (-2, 2):
         axes.plot(grid, sampled + sign * spread, color="C1", lw=1.0, ls="--")
     axes.plot(x, y, "k.", ms=7)
-    axes.set_ylim(-4, 4)
+    axes.set_ylim(-2, 2)
 
 
 if __name__ == "__main__":

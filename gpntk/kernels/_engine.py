@@ -22,7 +22,7 @@ from gpntk import _checks
 
 # Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
 _PAIRS_PER_TILE = 512 * 512
-_TILES_AT_ONCE = 4
+_TILES_AT_ONCE = 2
 
 
 def cross_blocks(pair: Callable, features1: Any, features2: Any, block_size: int) -> Any:
