@@ -144,7 +144,7 @@ class AbstractCombination(AbstractFeatureKernel):
     kernels: tuple[AbstractKernel, ...]
     gpjax_type: ClassVar[type[AbstractKernel]]
 
-    def __init__(self, *kernels, compute_engine: AbstractKernelComputation | None = None):
+    def __init__(self, *kernels: AbstractKernel | float, compute_engine: AbstractKernelComputation | None = None):
         if not kernels:
             raise ValueError(f"{type(self).__name__} needs at least one kernel, got none.")
         parts = []

@@ -16,8 +16,8 @@ class MLP(AbstractNetwork):
     >>> import gpntk, jax.numpy as jnp
     >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> nngp, ntk = gpntk.nngp_and_ntk(gpntk.MLP(depth=1, activation=gpntk.ReLU()), x)
-    >>> [round(float(k), 4) for k in nngp[0]]
-    [1.0, 0.3183]
+    >>> print(*(round(float(k), 4) for k in nngp[0]))
+    1.0 0.3183
     """
 
     @property
