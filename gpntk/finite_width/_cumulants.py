@@ -100,7 +100,8 @@ def cumulants(net: MLP, X: Float[Array, "N D"], *, tolerance: float = 2e-4, seed
     with jax.enable_x64(True):
         x = jnp.asarray(_checks.inputs("X", X, net.n_features), jnp.float64)
         _check_memory(len(x))
-        net.check_moments(net.features(x))
+        features = net.features(x)
+        net.check_moments(features)
         weight_variance = jnp.asarray(val(net.weight_variance), x.dtype)
         bias = jnp.asarray(0.0 if net.bias_variance is None else val(net.bias_variance), x.dtype)
         readout_bias = bias if net.readout_bias else jnp.zeros_like(bias)
@@ -108,8 +109,8 @@ def cumulants(net: MLP, X: Float[Array, "N D"], *, tolerance: float = 2e-4, seed
         # The first layer has no hidden fan-in; nothing at order 1/n has arisen there.
         ratios = [1.0, *(after / before for before, after in itertools.pairwise(widths))]
 
-        embedded = net.domain.embed(x)
-        statistics = first_layer(bias + weight_variance * _symmetric(net.domain.covariance(embedded, embedded)))
+        inputs = _symmetric(net.domain.covariance(features.embedded, features.embedded))
+        statistics = first_layer(bias + weight_variance * inputs)
         layers = [_replicated(statistics)]
         for layer, ratio in enumerate(ratios):
             kernel = layers[-1].K[0]
