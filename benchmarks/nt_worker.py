@@ -18,14 +18,18 @@ A network is described as plain data:
     {"kind": "mlp", "depth": 3, "activation": ["Erf", {"a": 1.0, "b": 1.0, "c": 0.0}],
      "weight_variance": 1.7, "bias_variance": 0.2}
     {"kind": "cnn", "input_shape": [8, 8, 1], "filter_size": 3, "padding": "same", "readout": "pool", ...}
+    {"kind": "planar_group_cnn", "input_shape": [8, 8, 1], "filter_size": 3, "padding": "same", ...}
+    {"kind": "spherical_cnn", "bandlimit": 6, "input_shape": [12, 11, 1], ...}
 
-with gpntk's names for activations, arguments, paddings and readouts; rows of `x` are flattened inputs. "Tanh"
-takes the number of quadrature nodes from `"quadrature"` (25 if absent).
+with gpntk's names for activations, arguments, paddings and readouts; rows of `x` are flattened inputs. The
+last two, C4 and SO(3) on s2fft's grid "dh", need equivariant-ntk: see `peers.py`. "Tanh" takes the number of
+quadrature nodes from `"quadrature"` (25 if absent).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -87,10 +91,24 @@ def layer_calls(net: Net) -> list[tuple[str, dict[str, Any]]]:
     dense = ("Dense", {"out_dim": 1, **affine})
     if net.get("kind", "mlp") == "mlp":
         return [dense, act] * depth + [dense]
+    if net["kind"] == "spherical_cnn":
+        bandlimit = net["bandlimit"]
+        conv_arguments = {
+            "out_ch": 1,
+            "max_beta": math.pi,
+            "bw": (bandlimit, bandlimit),
+            "kappa_std": affine["W_std"],
+            "b_std": affine["b_std"],
+        }
+        lift, conv = (("S2ConvSO3", conv_arguments), ("SO3ConvSO3", conv_arguments))
+        return [lift, act] + [conv, act] * (depth - 1) + [("SO3Pool", {}), dense]
     size = net.get("filter_size", 3)
     padding = PADDINGS[net.get("padding", "same")]
-    conv = ("Conv", {"out_chan": 1, "filter_shape": (size, size), "padding": padding, **affine})
-    return [conv, act] * depth + [(READOUTS[net.get("readout", "pool")], {}), dense]
+    conv_arguments = {"out_chan": 1, "filter_shape": (size, size), "padding": padding, **affine}
+    if net["kind"] == "planar_group_cnn":
+        lift, conv = (("Z2ConvP4", conv_arguments), ("P4ConvP4", conv_arguments))
+        return [lift, act] + [conv, act] * (depth - 1) + [("GroupPool", {}), dense]
+    return [("Conv", conv_arguments), act] * depth + [(READOUTS[net.get("readout", "pool")], {}), dense]
 
 
 def describe(net: Net) -> str:
@@ -105,11 +123,28 @@ def build(net: Net) -> Callable[..., Any]:
     from neural_tangents import stax
 
     def layer(name: str, arguments: dict[str, Any]) -> Any:
+        if not hasattr(stax, name):
+            return equivariant_layer(name, arguments)
         if name == "ElementwiseNumerical":
             arguments = {"fn": jnp.tanh, "df": lambda x: 1 - jnp.tanh(x) ** 2, **arguments}
         return getattr(stax, name)(**arguments)
 
     return stax.serial(*[layer(name, kw) for name, kw in layer_calls(net)])[2]
+
+
+def equivariant_layer(name: str, arguments: dict[str, Any]) -> Any:
+    """A layer of equivariant-ntk, the spherical ones with the tables of s2fft that they ask for."""
+    from equivariant_ntk import layers
+    from equivariant_ntk.utils.so3 import Precompute_Sph, Precompute_Wig
+
+    if "bw" in arguments:
+        tables = {"precomps_wig": Precompute_Wig()}
+        if name == "S2ConvSO3":
+            tables["precomps_sph"] = Precompute_Sph()
+        for table in tables.values():
+            table.compute_kernels(set(arguments["bw"]))
+        arguments = {**arguments, **tables}
+    return getattr(layers, name)(**arguments)
 
 
 class Worker:

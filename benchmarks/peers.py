@@ -11,6 +11,9 @@ stays alive lets a benchmark time both sides in alternation, in one run:
 
 `nt_worker.py` defines the description of a network and the requests. `python benchmarks/peers.py` only
 creates the environment and prints what is in it.
+
+equivariant-ntk is a set of further neural-tangents layers. It is on no package index: check out
+github.com/PhilippMisofCH/equivariant-ntk and name the folder in the environment variable `EQUIVARIANT_NTK`.
 """
 
 from __future__ import annotations
@@ -89,6 +92,7 @@ NEURAL_TANGENTS = Environment(
         "frozendict>=2.3.8",
         "tensorflow-cpu>=2.17",
         "dm-tree>=0.1.5",
+        "s2fft==1.3.0",  # what equivariant-ntk, which runs in this environment too, was locked to
     ),
     # Both ask for `tensorflow` by name; tensorflow-cpu is the same without the accelerator's code, half the
     # size.
@@ -121,12 +125,21 @@ def to_gpntk(net: Net) -> Any:
     )
 
 
+def has_equivariant_ntk() -> bool:
+    """Whether `EQUIVARIANT_NTK` names a checkout of equivariant-ntk."""
+    folder = os.environ.get("EQUIVARIANT_NTK")
+    return folder is not None and (Path(folder) / "equivariant_ntk").is_dir()
+
+
 class PeerError(RuntimeError):
     """The peer raised, or its process ended."""
 
 
 class NeuralTangents:
-    """A running worker of neural-tangents; a context manager. `x64` sets its precision for good."""
+    """A running worker of neural-tangents; a context manager.
+
+    `x64` sets its precision for good. Spherical layers of equivariant-ntk set it to double by themselves.
+    """
 
     def __init__(self, x64: bool = False) -> None:
         python = NEURAL_TANGENTS.ensure()
@@ -136,6 +149,8 @@ class NeuralTangents:
         # The peer must see neither our packages nor our choice of platform.
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "JAX_ENABLE_X64")}
         environment |= {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+        if has_equivariant_ntk():
+            environment["PYTHONPATH"] = os.environ["EQUIVARIANT_NTK"]
         self._process = subprocess.Popen(
             [str(python), str(HERE / "nt_worker.py"), *(["--x64"] if x64 else [])],
             stdin=subprocess.PIPE,
