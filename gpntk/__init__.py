@@ -58,7 +58,7 @@ _PUBLIC = {
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "equivariant"),
     "dynamics": ("GradientDescent", "GradientFlow"),
     "estimators": ("NTKClassifier", "NTKRegressor"),
-    "finite_width": ("cumulants", "sample_cumulants"),
+    "finite_width": ("cumulants", "finite_width_posterior", "sample_cumulants"),
     "sampling": (
         "empirical_ntk",
         "linearize",

@@ -1,4 +1,8 @@
 """Finite width: every statistic at order 1/n."""
 
 from gpntk.finite_width._cumulants import Corrected as Corrected, Cumulants as Cumulants, cumulants as cumulants
+from gpntk.finite_width._posterior import (
+    FiniteWidthPosterior as FiniteWidthPosterior,
+    finite_width_posterior as finite_width_posterior,
+)
 from gpntk.finite_width._sampled import SampledCumulants as SampledCumulants, sample_cumulants as sample_cumulants

@@ -1,0 +1,227 @@
+r"""The random kernel of a finite network as a sum over factors, for contractions that never hold the tensor V.
+
+Conditioned on its last hidden layer, a network of width n is Gaussian with a random kernel of mean $K + K_1/n$ and
+covariance $V/n$. `fluctuation_sums` writes $V = \sum_r F_r F_r^T$ with symmetric matrices $F_r$: one for each
+quasi-Monte Carlo point of each hidden layer, where a point is a draw z of one neuron's preactivations, born as
+$C_W(\sigma_a\sigma_b - E[\sigma_a\sigma_b])$ and carried to the outputs by the first derivative of the kernel map
+(the recursion of `gpntk.cumulants`, factored). Whatever is linear in V is then a sum over r,
+accumulated in batches, with N^2 numbers a point. All of it is differentiable in the variances of the network.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gpjax.parameters import val
+from jaxtyping import Array, Float
+from scipy.special import ndtri
+from scipy.stats import qmc
+
+from gpntk.finite_width._pair_maps import Derivatives, pair_maps
+from gpntk.networks import MLP
+
+REPLICATES = 4
+_ENTRIES_AT_ONCE = 2**20
+# Relative to the variances: sampling through a singular covariance matrix needs a floor, and its square root is
+# the error of a sampled preactivation.
+_JITTER = 1e-10
+
+
+class HiddenLayer(NamedTuple):
+    """The kernel of a hidden layer's preactivations and the map from it to the next, without the variances."""
+
+    kernel: Float[Array, "T T"]
+    dual: Derivatives
+
+
+class RandomKernel(NamedTuple):
+    """What the fluctuations of a network's kernel at some inputs are computed from."""
+
+    net: MLP
+    x: Float[Array, "T D"]
+    layers: tuple[HiddenLayer, ...]
+    kernel: Float[Array, "T T"]
+    """The kernel of the outputs at infinite width."""
+
+
+class FactorBatch(NamedTuple):
+    """A batch of factors: all rows, the columns of the first J inputs, and the diagonal."""
+
+    block: Float[Array, "B T J"]
+    diagonal: Float[Array, "B T"]
+
+
+class FluctuationSums(NamedTuple):
+    """Sums over the factors of V and the mean shift, the leading axis of both independent randomisations."""
+
+    sums: Any
+    shift: FactorBatch
+    """K1: its rectangular block and its diagonal, with the replicates in the place of the batch."""
+
+
+Summarise = Callable[..., Any]
+"""From a `FactorBatch` and arguments to a pytree of sums over the batch."""
+
+
+def random_kernel(net: MLP, x: Float[Array, "T D"]) -> RandomKernel:
+    """The kernels of all layers at the inputs `x`, with the derivatives of the maps between them."""
+    weight, bias = _variances(net, x.dtype)
+    kernel = bias + weight * _inputs(net, x)
+    layers = []
+    for _ in range(net.depth):
+        layers.append(HiddenLayer(kernel, _dual(net.activation, kernel)))
+        kernel = bias + weight * layers[-1].dual.value
+    return RandomKernel(net, x, tuple(layers), kernel if net.readout_bias else kernel - bias)
+
+
+def fluctuation_sums(
+    random: RandomKernel, n_joint: int, summarise: Summarise, arguments: tuple, n_points: int, seed: int
+) -> FluctuationSums:
+    """Sums of `summarise` over the factors of V.
+
+    Args:
+        random: the architecture at all inputs. The first `n_joint` are sampled jointly. Each further one is
+            sampled jointly with those alone: its numbers do not depend on which others there are, and products of
+            two of them mean nothing.
+        n_joint: J, at least 1.
+        summarise: a function of one batch and `arguments`. Keep one function object: it is compiled once.
+        arguments: pytrees of arrays that `summarise` needs.
+        n_points: number of points per layer and replicate, a power of two.
+        seed: of the randomisations.
+    """
+    n_inputs, n_features = random.x.shape
+    # The first preactivations are sampled through weights and bias where those are the fewer numbers.
+    dims = (min(n_features, n_joint) + 1, *[n_joint + 1] * (random.net.depth - 1))
+    normals = base_normals(dims, n_points, seed)
+    at_once = max(1, min(n_points, _ENTRIES_AT_ONCE // (n_inputs * n_joint)))
+    at_once = 1 << (at_once.bit_length() - 1)
+    return _fluctuation_sums(random, normals, arguments, n_joint, summarise, at_once)
+
+
+@functools.lru_cache(maxsize=4)
+def base_normals(dims: tuple[int, ...], n_points: int, seed: int) -> tuple[Float[np.ndarray, "R S dim"], ...]:
+    """Scrambled Sobol points as standard normal numbers, independent for every layer and replicate."""
+    seeds = iter(np.random.SeedSequence(seed).spawn(len(dims) * REPLICATES))
+    layers = []
+    for dim in dims:
+        uniform = [
+            qmc.Sobol(dim, scramble=True, rng=np.random.default_rng(next(seeds))) for _ in range(REPLICATES)
+        ]
+        points = np.stack([sequence.random(n_points) for sequence in uniform])
+        # A scrambled point can round to 0, whose quantile is infinite.
+        layers.append(ndtri(np.clip(points, 2.0**-54, 1.0 - 2.0**-53)))
+    return tuple(layers)
+
+
+def _variances(net, dtype):
+    weight = jnp.asarray(val(net.weight_variance), dtype)
+    bias = jnp.zeros((), dtype) if net.bias_variance is None else jnp.asarray(val(net.bias_variance), dtype)
+    return weight, bias
+
+
+@eqx.filter_jit
+def _inputs(net, x):
+    embedded = net.domain.embed(x)
+    covariance = net.domain.covariance(embedded, embedded)
+    return 0.5 * (covariance + covariance.T)
+
+
+@eqx.filter_jit
+def _dual(activation, kernel):
+    return pair_maps(activation, kernel)[0]
+
+
+@eqx.filter_jit
+def _fluctuation_sums(random, normals, arguments, n_joint, summarise, at_once) -> FluctuationSums:
+    net, x, layers, _ = random
+    weight, bias = _variances(net, x.dtype)
+    widths = net.width_ratios or (1.0,) * net.depth
+    ratios = [1.0, *(after / before for before, after in itertools.pairwise(widths))]
+
+    def replicate(normals):
+        total, seconds = None, {}
+        for source in range(net.depth):
+            to_fields = _fields(layers[source].kernel, x, weight, bias, n_joint, first=source == 0)
+
+            @jax.checkpoint
+            def batch_sums(points, source=source, to_fields=to_fields):
+                values = net.activation(to_fields(points))
+                factors = _born(values, layers[source].dual, weight, n_joint)
+                curved = {}
+                for layer in range(source + 1, net.depth):
+                    curved[layer] = jax.tree.map(
+                        lambda leaf, r=ratios[layer]: 0.5 * r * weight * leaf.sum(0),
+                        _second_order(layers[layer].dual, factors),
+                    )
+                    moved = first_order(layers[layer].dual, factors)
+                    factors = jax.tree.map(lambda leaf, r=ratios[layer]: r**0.5 * weight * leaf, moved)
+                return summarise(factors, *arguments), curved
+
+            points = normals[source]
+            batches = points.reshape(-1, at_once, points.shape[-1])
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch_sums, batches[0]))
+            add = lambda carry, batch, f=batch_sums: (jax.tree.map(jnp.add, carry, f(batch)), None)  # noqa: E731
+            sums, _ = jax.lax.scan(add, zeros, batches)
+            sums, curved = jax.tree.map(lambda leaf, points=points: leaf / len(points), sums)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+            for layer, second in curved.items():
+                seconds[layer] = second if layer not in seconds else jax.tree.map(jnp.add, seconds[layer], second)
+        shift = FactorBatch(jnp.zeros((1, len(x), n_joint), x.dtype), jnp.zeros((1, len(x)), x.dtype))
+        for layer in range(1, net.depth):
+            moved = first_order(layers[layer].dual, shift)
+            shift = jax.tree.map(lambda m, s, r=ratios[layer]: r * weight * m + s, moved, seconds[layer])
+        return FluctuationSums(total, jax.tree.map(lambda leaf: leaf[0], shift))
+
+    return jax.lax.map(replicate, tuple(jnp.asarray(n, x.dtype) for n in normals))
+
+
+def _fields(kernel, x, weight, bias, n_joint, *, first):
+    """From standard normal numbers to preactivations of one neuron at all inputs."""
+    n_features = x.shape[1]
+    if first and n_features <= n_joint:
+        scaled = jnp.sqrt(weight / n_features) * x
+        offset = jnp.sqrt(jnp.where(bias > 0, bias, 1.0)) * (bias > 0)
+        return lambda u: u[:, :n_features] @ scaled.T + offset * u[:, n_features:]
+    joint = kernel[:n_joint, :n_joint]
+    floor = _JITTER * jnp.mean(jnp.diagonal(joint))
+    factor = jnp.linalg.cholesky(joint + floor * jnp.eye(n_joint, dtype=kernel.dtype))
+    loadings = jax.scipy.linalg.solve_triangular(factor, kernel[:n_joint, n_joint:], lower=True)
+    left = jnp.diagonal(kernel)[n_joint:] - jnp.sum(loadings**2, axis=0)
+    residual = jnp.sqrt(jnp.maximum(left, floor))
+    return lambda u: jnp.concatenate(
+        [u[:, :n_joint] @ factor.T, u[:, :n_joint] @ loadings + u[:, n_joint:] * residual], axis=1
+    )
+
+
+def _born(values, dual, weight, n_joint) -> FactorBatch:
+    mean = dual.value
+    block = values[:, :, None] * values[:, None, :n_joint] - mean[:, :n_joint]
+    return FactorBatch(weight * block, weight * (values**2 - jnp.diagonal(mean)))
+
+
+def _moves(factors: FactorBatch):
+    """The moves of the three arguments (k, q_a, q_b) of the kernel map."""
+    columns = factors.diagonal[:, None, : factors.block.shape[2]]
+    return factors.block, factors.diagonal[:, :, None], columns
+
+
+def first_order(dual: Derivatives, factors: FactorBatch) -> FactorBatch:
+    """The first derivative of the dual in the direction of each factor."""
+    gradient = dual.gradient[:, :, : factors.block.shape[2]]
+    own = jnp.sum(jnp.diagonal(dual.gradient, axis1=1, axis2=2), axis=0)
+    block = sum(g * move for g, move in zip(gradient, _moves(factors), strict=True))
+    return FactorBatch(block, own * factors.diagonal)
+
+
+def _second_order(dual: Derivatives, factors: FactorBatch) -> FactorBatch:
+    """The second derivative of the dual in the direction of each factor, twice."""
+    hessian = dual.hessian[:, :, :, : factors.block.shape[2]]
+    moves = _moves(factors)
+    block = sum(hessian[i, j] * (moves[i] * moves[j]) for i in range(3) for j in range(3))
+    own = jnp.sum(jnp.diagonal(dual.hessian, axis1=2, axis2=3), axis=(0, 1))
+    return FactorBatch(block, own * factors.diagonal**2)

@@ -1,0 +1,325 @@
+r"""Bayesian regression with a network of finite width in closed form, to order 1/n.
+
+The outputs of a network of width n are Gaussian with a random kernel, of mean $K + K_1/n$ and covariance $V/n$.
+Any function f of the kernel has the mean $f(K) + Lf/n$, $Lf = Df[K_1] + \tfrac12 D^2f[V]$ (the delta method). Here
+f is the evidence of the Gaussian process, and the evidence times its posterior moments.
+"""
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Float
+
+from gpntk import _checks
+from gpntk.finite_width._fluctuations import FactorBatch, fluctuation_sums, random_kernel
+from gpntk.networks import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class FiniteWidthPosterior:
+    """Posterior of a Bayesian network of finite width, to order 1/width.
+
+    NumPy arrays, or JAX arrays where an argument was traced. Fields of predictions are `None` without test inputs.
+    """
+
+    width: float
+    mean: Float[Array, " M"] | Float[Array, "M q"] | None
+    """Posterior mean of the outputs."""
+    variance: Float[Array, " M"] | Float[Array, "M q"] | None
+    """Posterior variance of the outputs, without the noise."""
+    cov: Float[Array, "M M"] | Float[Array, "M M q q"] | None
+    """Posterior covariance; its diagonal is `variance`."""
+    log_marginal_likelihood: float
+    r"""$\log Z = l + \log(1 + c/n)$, l the evidence of the Gaussian process, summed over outputs."""
+    evidence_slope: float
+    """The coefficient c of 1/n in the logarithm of the evidence."""
+    evidence_slope_se: float
+    """Standard error of c from the quasi-Monte Carlo integration of its moments."""
+
+
+def finite_width_posterior(
+    net: MLP,
+    X: Float[Array, "N D"],
+    y: Float[Array, " N"] | Float[Array, "N q"],
+    X_test: Float[Array, "M D"] | None = None,
+    *,
+    width: float,
+    noise_variance: float,
+    n_points: int = 4096,
+    seed: int = 0,
+) -> FiniteWidthPosterior:
+    r"""Posterior of a Bayesian network of finite width with Gaussian noise, in closed form to order 1/n.
+
+    With $l(K) = \log N(y; 0, K + s^2)$, m and C the mean and covariance of the posterior process of kernel K,
+    $Lf = Df[K_1] + \tfrac12 D^2f[V]$ and $\langle f, h\rangle = V(Df, Dh)$,
+
+    $$c = L l + \tfrac12 \langle l, l\rangle, \qquad \log Z = l + \log(1 + c/n), \qquad
+      \mathrm{mean} = m + \frac{L m + \langle l, m\rangle}{n + c},$$
+
+    and likewise the second moment: corrected numerators divided by the corrected evidence. Several outputs share
+    the random kernel, so that each tells something about the others. `width=np.inf` is the Gaussian process.
+
+    In double precision, and differentiable (`jax.grad`, NumPyro) in `y`, `noise_variance` and the variances of the
+    network; where these are traced, values are not checked, and `log_marginal_likelihood` is minus infinity where
+    $1 + c/n \le 0$. Means and variances at a test input do not depend on which others are asked for.
+
+    Args:
+        net: the architecture. Unequal widths enter through its `width_ratios`.
+        X: inputs, one per row.
+        y: targets of one output, (N,), or of q outputs, (N, q).
+        X_test: inputs of predictions; `None` means the evidence only.
+        width: width n of the last hidden layer, at least 1; infinity is allowed.
+        noise_variance: variance $s^2$ of the noise of each target, positive.
+        n_points: quasi-Monte Carlo points per layer in each of four replicates, a power of two.
+        seed: of the randomisation of the points.
+
+    Raises:
+        TypeError: if `net` is not an MLP.
+        ValueError: for bad inputs, and where the expansion has no meaning: $1 + c/n \le 0$, with the smallest
+            usable width.
+
+    Warns:
+        UserWarning: where $|c|/n$ exceeds 1/2, where the kernel fluctuates by more than half of itself, or where a
+            corrected variance is not positive (it is then set to 0).
+    """
+    _checks.instance("net", net, MLP, "a gpntk.MLP")
+    width = _checks.real_number("width", width, minimum=1.0, infinite=True)
+    n_points = _checks.integer("n_points", n_points, minimum=16)
+    if n_points & (n_points - 1):
+        raise ValueError(f"`n_points` must be a power of two, got {n_points}.")
+    if not _checks.is_traced(noise_variance):
+        noise_variance = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    with jax.enable_x64(True):
+        x = jnp.asarray(_checks.inputs("X", X, net.n_features), jnp.float64)
+        targets = checked_targets(y, len(x))
+        n_train = len(x)
+        if X_test is not None:
+            x_test = jnp.asarray(_checks.inputs("X_test", X_test, net.n_features), jnp.float64)
+            _checks.equal_columns(X=x, X_test=x_test)
+            x = jnp.concatenate([x, x_test])
+        net.check_moments(net.features(x))
+        random = random_kernel(net, x)
+        gp = _condition(random.kernel, targets, noise_variance)
+        marginal = fluctuation_sums(random, n_train, _marginal_sums, (gp,), n_points, seed)
+        corrections = _corrections(gp, marginal)
+        slope = corrections.slope.mean()
+        slope_se = corrections.slope.std(ddof=1) / len(corrections.slope) ** 0.5
+        if not _checks.is_traced(slope):
+            _check_expansion(float(slope), float(jnp.max(corrections.relative_variance)), width)
+        log_evidence = gp.log_evidence + _log_of_correction(slope / width)
+        mean = variance = cov = None
+        if X_test is not None:
+            step = (1.0 / width) / (1.0 + slope / width)
+            shift = step * corrections.mean
+            mean = gp.mean + shift
+            gp_variance = jnp.diagonal(gp.covariance)[:, None]
+            variance = _not_negative(gp_variance + step * corrections.variance - shift**2)
+            joint = fluctuation_sums(random, len(x), _joint_sums, (gp,), n_points, seed)
+            cov = _covariance(gp, joint, shift, step, variance)
+            if targets.shape[1] == 1 and np.ndim(y) == 1:
+                mean, variance, cov = mean[:, 0], variance[:, 0], cov[:, :, 0, 0]
+        results = (mean, variance, cov, log_evidence, slope, slope_se)
+        if not _checks.is_traced(results):
+            results = (*(None if a is None else np.asarray(a) for a in results[:3]), *map(float, results[3:]))
+    return FiniteWidthPosterior(width, *results)
+
+
+def checked_targets(y: Any, n: int) -> Float[Array, "N q"]:
+    """Targets as a matrix with one column an output.
+
+    Raises:
+        ValueError: if `y` is not numeric and finite with one row for each of the `n` inputs.
+    """
+    if np.ndim(y) not in (1, 2) or np.shape(y)[0] != n or np.size(y) == 0:
+        raise ValueError(f"`y` must have shape ({n},) or ({n}, n_outputs), got {np.shape(y)}.")
+    y = jnp.asarray(y, jnp.float64)
+    if not _checks.is_traced(y) and not np.isfinite(y).all():
+        raise ValueError("`y` must be finite, got NaN or infinity.")
+    return y.reshape(n, -1)
+
+
+class _Process(NamedTuple):
+    """The Gaussian process of infinite width, conditioned on the data."""
+
+    inverse: Float[Array, "N N"]
+    coefficients: Float[Array, "N q"]
+    gradient: Float[Array, "N N"]
+    """Of the evidence with respect to the kernel of the training inputs."""
+    weights: Float[Array, "M N"]
+    """Of the targets in the posterior means."""
+    mean: Float[Array, "M q"]
+    covariance: Float[Array, "M M"]
+    variance: Float[Array, " T"]
+    log_evidence: Float[Array, ""]
+
+
+@jax.jit
+def _condition(kernel, y, noise_variance) -> _Process:
+    n, outputs = y.shape
+    identity = jnp.eye(n, dtype=kernel.dtype)
+    factor = jnp.linalg.cholesky(kernel[:n, :n] + noise_variance * identity)
+    inverse, coefficients = cho_solve((factor, True), identity), cho_solve((factor, True), y)
+    weights = cho_solve((factor, True), kernel[:n, n:]).T
+    quadratic = jnp.sum(y * coefficients)
+    log_determinant = 2.0 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return _Process(
+        inverse,
+        coefficients,
+        0.5 * (coefficients @ coefficients.T - outputs * inverse),
+        weights,
+        weights @ y,
+        kernel[n:, n:] - weights @ kernel[:n, n:],
+        jnp.diagonal(kernel),
+        -0.5 * (quadratic + outputs * (log_determinant + n * np.log(2.0 * np.pi))),
+    )
+
+
+class _MarginalSums(NamedTuple):
+    """Contractions of V that the evidence, posterior means and posterior variances need."""
+
+    evidence: Float[Array, ""]
+    mean: Float[Array, "M q"]
+    variance: Float[Array, "M q"]
+    own_variance: Float[Array, " T"]
+
+
+def _marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
+    n = len(gp.inverse)
+    train, test = factors.block[:, :n, :n], factors.block[:, n:, :n]
+    slope = jnp.einsum("rab,ab->r", train, gp.gradient)
+    moved = train @ gp.coefficients
+    solved = train @ gp.inverse
+    outputs = gp.coefficients.shape[1]
+    # 1/2 D^2 l + 1/2 (D l)^2
+    evidence = 0.5 * jnp.sum(slope**2) - 0.5 * jnp.sum(moved * (gp.inverse @ moved))
+    evidence += 0.25 * outputs * jnp.sum(solved * solved.swapaxes(1, 2))
+    # First derivatives: of the mean, (F_xA - P F_AA) a, and of the variance, the diagonal of [-P, 1] F [-P, 1]^T.
+    rows = test - gp.weights @ train
+    mean_slope = rows @ gp.coefficients
+    mean = jnp.einsum("r,rxq->xq", slope, mean_slope) - jnp.sum(rows @ (gp.inverse @ moved), axis=0)
+    own = factors.diagonal[:, n:] - jnp.sum((test + rows) * gp.weights, axis=2)
+    variance = (
+        jnp.sum(mean_slope**2, axis=0)
+        + jnp.sum(slope[:, None] * own - jnp.sum(rows * (rows @ gp.inverse), axis=2), axis=0)[:, None]
+    )
+    return _MarginalSums(evidence, mean, variance, jnp.sum(factors.diagonal**2, axis=0))
+
+
+def _joint_sums(factors: FactorBatch, gp: _Process) -> Float[Array, "M M q q"]:
+    """The contraction of V in the numerator of the posterior covariance."""
+    n = len(gp.inverse)
+    train, test = factors.block[:, :n, :n], factors.block[:, n:, :n]
+    slope = jnp.einsum("rab,ab->r", train, gp.gradient)
+    rows = test - gp.weights @ train
+    mean_slope = rows @ gp.coefficients
+    squares = jnp.einsum("rxi,rwj->xwij", mean_slope, mean_slope)
+    moved = _through_residual(
+        *(jnp.einsum("r,rxw->xw", slope, part) for part in (factors.block[:, n:, n:], test + rows)), gp.weights
+    )
+    common = moved - jnp.einsum("rxa,rwa->xw", rows @ gp.inverse, rows)
+    return squares + common[:, :, None, None] * jnp.eye(gp.coefficients.shape[1])
+
+
+def _through_residual(test_test, rows_twice, weights):
+    """`[-P, 1] F [-P, 1]^T`, from the corner of F and `rows_twice` = F_xA + (F_xA - P F_AA)."""
+    half = rows_twice @ weights.T
+    return test_test - 0.5 * (half + half.T)
+
+
+class _Corrections(NamedTuple):
+    """Coefficients of 1/n: of the evidence, by replicate, and of the numerators of posterior moments."""
+
+    slope: Float[Array, " R"]
+    mean: Float[Array, "M q"]
+    variance: Float[Array, "M q"]
+    relative_variance: Float[Array, " T"]
+
+
+@jax.jit
+def _corrections(gp: _Process, marginal) -> _Corrections:
+    n = len(gp.inverse)
+    shift, sums = marginal.shift, marginal.sums
+    slope = jnp.sum(shift.block[:, :n] * gp.gradient, axis=(1, 2)) + sums.evidence
+    block, diagonal = shift.block.mean(0), shift.diagonal.mean(0)
+    test = block[n:]
+    rows = test - gp.weights @ block[:n]
+    own = diagonal[n:] - jnp.sum((test + rows) * gp.weights, axis=1)
+    scale = jnp.where(gp.variance > 0, gp.variance, 1.0)
+    return _Corrections(
+        slope,
+        rows @ gp.coefficients + sums.mean.mean(0),
+        own[:, None] + sums.variance.mean(0),
+        sums.own_variance.mean(0) / scale**2,
+    )
+
+
+@jax.jit
+def _covariance(gp: _Process, joint, shift, step, variance) -> Float[Array, "M M q q"]:
+    n, outputs = gp.coefficients.shape
+    kernel_shift = joint.shift.block.mean(0)
+    test = kernel_shift[n:, :n]
+    moved = _through_residual(kernel_shift[n:, n:], 2.0 * test - gp.weights @ kernel_shift[:n, :n], gp.weights)
+    identity = jnp.eye(outputs)
+    correction = joint.sums.mean(0) + moved[:, :, None, None] * identity
+    cov = gp.covariance[:, :, None, None] * identity + step * correction
+    cov -= shift[:, None, :, None] * shift[None, :, None, :]
+    # Integrated jointly, the diagonal has errors of its own: the covariance keeps its correlations.
+    own = jnp.einsum("xxii->xi", cov)
+    ratio = jnp.sqrt(jnp.where(own > 0, variance / jnp.where(own > 0, own, 1.0), 0.0))
+    return cov * (ratio[:, None, :, None] * ratio[None, :, None, :])
+
+
+def _log_of_correction(relative):
+    """log(1 + c/n), minus infinity where the argument is not positive (which only a traced one can be)."""
+    valid = relative > -1.0
+    return jnp.where(valid, jnp.log1p(jnp.where(valid, relative, 0.0)), -jnp.inf)
+
+
+def _not_negative(variance):
+    if not _checks.is_traced(variance) and float(variance.min()) < 0.0:
+        warnings.warn(
+            f"The corrected posterior variance is negative at {int(jnp.sum(jnp.any(variance < 0, axis=1)))} of "
+            f"{len(variance)} test inputs and was set to 0: the width is too small for the expansion there.",
+            stacklevel=3,
+        )
+    return jnp.maximum(variance, 0.0)
+
+
+def _check_expansion(slope: float, relative_variance: float, width: float) -> None:
+    if 1.0 + slope / width <= 0.0:
+        raise ValueError(
+            f"The corrected evidence 1 + c/n is not positive at `width`={width:g}: c = {slope:.4g} for these "
+            f"data. The smallest usable width is {int(np.floor(-slope)) + 1}; the expansion is accurate for "
+            "n >> |c|."
+        )
+    if abs(slope) / width > 0.5:
+        warnings.warn(
+            f"`width`={width:g} is small for these data: the correction c/n of the evidence is "
+            f"{slope / width:.3g}, and the expansion asks for |c|/n below 1/2, a width of "
+            f"{int(np.ceil(2 * abs(slope)))} or more.",
+            stacklevel=3,
+        )
+    warn_of_fluctuations(relative_variance, width, stacklevel=4)
+
+
+def warn_of_fluctuations(relative_variance: float, width: float, stacklevel: int) -> None:
+    """Warn where the kernel of some input fluctuates by more than half of itself.
+
+    Args:
+        relative_variance: the largest V_(aa)(aa) / K_aa^2.
+        width: width of the last hidden layer.
+        stacklevel: as `warnings.warn` counts it from here.
+    """
+    ratio = (relative_variance / width) ** 0.5
+    if ratio > 0.5:
+        warnings.warn(
+            f"`width`={width:g} is small for this network: the standard deviation of its random kernel reaches "
+            f"{ratio:.2g} of the kernel, and the expansion in 1/n asks for at most 1/2, a width of "
+            f"{int(np.ceil(4 * relative_variance))} or more.",
+            stacklevel=stacklevel,
+        )
