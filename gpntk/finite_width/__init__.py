@@ -1,6 +1,12 @@
 """Finite width: every statistic at order 1/n."""
 
-from gpntk.finite_width._cumulants import Corrected as Corrected, Cumulants as Cumulants, cumulants as cumulants
+from gpntk.finite_width._cumulants import (
+    Corrected as Corrected,
+    CorrectedFactors as CorrectedFactors,
+    Cumulants as Cumulants,
+    FactoredCumulants as FactoredCumulants,
+    cumulants as cumulants,
+)
 from gpntk.finite_width._posterior import (
     FiniteWidthPosterior as FiniteWidthPosterior,
     finite_width_posterior as finite_width_posterior,

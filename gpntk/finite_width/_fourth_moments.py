@@ -7,6 +7,7 @@ tensor is one matrix product; independent randomisations give the standard error
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from scipy.stats import qmc
 
 from gpntk.activations import AbstractActivation, Identity
 from gpntk.activations._series import gaussian_quadrature
+from gpntk.finite_width._pair_maps import Pairing
 
 _REPLICATES = 8
 _FIRST_POINTS, _MOST_POINTS = 2**12, 2**18
@@ -25,10 +27,11 @@ _ENTRIES_AT_ONCE = 2**22
 
 
 class FourthMoments(NamedTuple):
-    """Covariances of products of two activations or slopes, index order (ab)(cd).
+    """Covariances of one neuron's contributions to kernel entries and of products of slopes, order (ab)(cd).
 
-    The leading axis holds independent estimates: one where the integral is exact, several whose spread tells the
-    error where it is not.
+    Contributions to kernel entries are to the *excess* of a pair and to variances (a = b), see `_pair_maps`. The
+    leading axis holds independent estimates: one where the integral is exact, several whose spread tells the error
+    where it is not.
     """
 
     values_values: Float[Array, "R N N N N"]
@@ -42,47 +45,98 @@ def fourth_moments(
     kernel: Float[Array, "N N"],
     values: Float[Array, "N N"],
     slopes: Float[Array, "N N"],
+    following: Pairing,
     tolerance: float,
     seed: int,
 ) -> FourthMoments:
-    r"""Covariances of $\sigma_a\sigma_b$ and $\sigma'_a\sigma'_b$ under $z \sim N(0, K)$.
+    r"""Covariances of contributions to the next kernel, and of $\sigma'_a\sigma'_b$, under $z \sim N(0, K)$.
 
     Args:
         activation: the nonlinearity.
         kernel: covariance of the preactivations; it may be singular.
         values: $E[\sigma_a\sigma_b]$, known exactly.
         slopes: $E[\sigma'_a\sigma'_b]$, known exactly.
+        following: ratios of standard deviations in the next layer.
         tolerance: relative standard error, in the Frobenius norm, at which sampling stops.
         seed: of the randomisations.
     """
-    eigenvalues, vectors = np.linalg.eigh(np.asarray(kernel, np.float64))
-    kept = eigenvalues > 1e-13 * max(eigenvalues[-1], 0.0)
-    factor = (vectors * np.sqrt(np.where(kept, eigenvalues, 0.0)))[:, kept][:, ::-1]
-    means = _pairs(np.asarray(values)), _pairs(np.asarray(slopes))
+    factor, size = kernel_factor(kernel), len(kernel)
+    values, slopes, following = (jax.tree.map(np.asarray, leaf) for leaf in (values, slopes, following))
+    first, second = np.triu_indices(size)
+    weights = np.sqrt(following.ratio)[first, second], np.sqrt(following.inverse_ratio)[first, second]
+    means = _excess(values, following)[first, second], slopes[first, second]
+    entries = functools.partial(_entries, activation, (first, second), weights, means)
     if factor.shape[1] <= 1:
-        nodes, weights, _ = gaussian_quadrature(64)
-        scale = factor[:, 0] if factor.shape[1] else np.zeros(len(factor))
-        sums = _weighted_products(activation, nodes[:, None] * scale, weights, means)
-        return FourthMoments(*(_unfold(s[None], len(kernel)) for s in sums))
-    estimates = _quasi_monte_carlo(activation, factor, means, tolerance, seed)
-    return FourthMoments(*(_unfold(e, len(kernel)) for e in estimates))
+        nodes, node_weights, _ = gaussian_quadrature(64)
+        scale = factor[:, 0] if factor.shape[1] else np.zeros(size)
+        estimates = [s[None] for s in _weighted_products(*entries(nodes[:, None] * scale), node_weights)]
+    else:
+        estimates = _quasi_monte_carlo(entries, factor, len(first), tolerance, seed)
+    return FourthMoments(*(_unfold(e, size) for e in estimates))
 
 
 @fourth_moments.register
-def _wick(activation: Identity, kernel, values, slopes, tolerance, seed) -> FourthMoments:
+def _wick(activation: Identity, kernel, values, slopes, following, tolerance, seed) -> FourthMoments:
     del activation, values, slopes, tolerance, seed
     wick = jnp.einsum("ac,bd->abcd", kernel, kernel) + jnp.einsum("ad,bc->abcd", kernel, kernel)
+    wick = to_excess(to_excess(wick, following).transpose(2, 3, 0, 1), following)
     return FourthMoments(wick[None], jnp.zeros_like(wick)[None], jnp.zeros_like(wick)[None])
 
 
-def _quasi_monte_carlo(activation, factor, means, tolerance, seed):
+def to_excess(tensor: Float[Array, "N N ..."], pairing: Pairing) -> Float[Array, "N N ..."]:
+    """From entries (ab), covariances, to excesses (and variances where a = b)."""
+    return tensor - _mean_variance(tensor, pairing)
+
+
+def to_covariance(tensor: Float[Array, "N N ..."], pairing: Pairing) -> Float[Array, "N N ..."]:
+    """The inverse of `to_excess`."""
+    return tensor + _mean_variance(tensor, pairing)
+
+
+def _mean_variance(tensor, pairing):
+    size = len(tensor)
+    diagonal = tensor[np.arange(size), np.arange(size)]
+    apart = 0.5 * (1.0 - np.eye(size))
+    by_first, by_second = (
+        (apart * ratio).reshape(size, size, *[1] * (tensor.ndim - 2))
+        for ratio in (pairing.ratio, pairing.inverse_ratio)
+    )
+    return by_first * diagonal[:, None] + by_second * diagonal[None, :]
+
+
+def _excess(matrix, pairing):
+    return matrix - _mean_variance(matrix, pairing)
+
+
+def kernel_factor(kernel) -> Float[np.ndarray, "N rank"]:
+    """A factor L of a covariance, L L^T = K, of as many columns as its rank, the largest first."""
+    eigenvalues, vectors = np.linalg.eigh(np.asarray(kernel, np.float64))
+    kept = eigenvalues > 1e-13 * max(eigenvalues[-1], 0.0)
+    return (vectors * np.sqrt(np.where(kept, eigenvalues, 0.0)))[:, kept][:, ::-1]
+
+
+def normal_points(factor: Float[np.ndarray, "N rank"], seed: int) -> list[Callable[[int], np.ndarray]]:
+    """Independently scrambled Sobol sequences of Gaussian vectors; each is a function that draws the next few."""
+
+    def sequence(seed):
+        sobol = qmc.Sobol(factor.shape[1], scramble=True, rng=np.random.default_rng(seed))
+        # A scrambled point can round to 0, whose quantile is infinite.
+        return lambda n: ndtri(np.clip(sobol.random(n), 2.0**-54, 1.0 - 2.0**-53)) @ factor.T
+
+    return [sequence(s) for s in np.random.SeedSequence(seed).spawn(_REPLICATES)]
+
+
+def points_at_once(n_pairs: int) -> int:
+    """How many points of a sequence are held at a time: a power of two, which keeps Sobol's nets whole."""
+    return 2 ** max(8, (_ENTRIES_AT_ONCE // n_pairs).bit_length() - 1)
+
+
+def _quasi_monte_carlo(entries, factor, n_pairs, tolerance, seed):
     """Scrambled Sobol points, doubled until the standard errors over replicates are small enough."""
-    rank = factor.shape[1]
-    seeds = np.random.SeedSequence(seed).spawn(_REPLICATES)
-    sequences = [qmc.Sobol(rank, scramble=True, rng=np.random.default_rng(s)) for s in seeds]
+    sequences = normal_points(factor, seed)
     sums, done, points = None, 0, _FIRST_POINTS
     while True:
-        new = [_sobol_sums(activation, sequence, factor, means, points) for sequence in sequences]
+        new = [_sobol_sums(entries, sequence, n_pairs, points) for sequence in sequences]
         stacked = [np.stack(tensors) for tensors in zip(*new, strict=True)]
         sums = stacked if sums is None else [old + s for old, s in zip(sums, stacked, strict=True)]
         done += points
@@ -92,25 +146,31 @@ def _quasi_monte_carlo(activation, factor, means, tolerance, seed):
         points = done  # the next power of two, which completes the net
 
 
-def _sobol_sums(activation, sequence, factor, means, points):
+def _sobol_sums(entries, sequence, n_pairs, points):
     """Sums over the next `points` of a sequence, a few at a time."""
-    at_once = max(256, _ENTRIES_AT_ONCE // len(means[0]))
+    at_once = points_at_once(n_pairs)
     totals = None
     for start in range(0, points, at_once):
-        uniform = sequence.random(min(at_once, points - start))
-        # A scrambled point can round to 0, whose quantile is infinite.
-        normal = ndtri(np.clip(uniform, 2.0**-54, 1.0 - 2.0**-53))
-        sums = _weighted_products(activation, normal @ factor.T, np.ones(len(normal)), means)
+        z = sequence(min(at_once, points - start))
+        sums = _weighted_products(*entries(z), np.ones(len(z)))
         totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
     return totals
 
 
-def _weighted_products(activation, z, weights, means):
-    """Weighted sums of products of centred pair products, as three matrices on pairs."""
-    value, slope = _value_and_slope(activation, jnp.asarray(z))
-    first, second = np.triu_indices(z.shape[1])
-    values = np.asarray(value)[:, first] * np.asarray(value)[:, second] - means[0]
-    slopes = np.asarray(slope)[:, first] * np.asarray(slope)[:, second] - means[1]
+def _entries(activation, pairs, weights, means, z):
+    """Contributions of neurons to the kernel entries of pairs, and products of slopes, both centred."""
+    first, second = pairs
+    value, slope = (np.asarray(array) for array in _value_and_slope(activation, jnp.asarray(z)))
+    squares = np.where(
+        first == second,
+        value[:, first] ** 2,
+        -0.5 * (weights[0] * value[:, first] - weights[1] * value[:, second]) ** 2,
+    )
+    return squares - means[0], slope[:, first] * slope[:, second] - means[1]
+
+
+def _weighted_products(values, slopes, weights):
+    """Weighted sums of products, as three matrices on pairs."""
     weighted_values = values.T * weights
     return [weighted_values @ values, weighted_values @ slopes, (slopes.T * weights) @ slopes]
 
@@ -124,10 +184,6 @@ def _relative_error(estimates):
     error = estimates.std(axis=0, ddof=1) / math.sqrt(len(estimates))
     scale = np.linalg.norm(estimates.mean(axis=0))
     return np.linalg.norm(error) / scale if scale > 0 else 0.0
-
-
-def _pairs(matrix):
-    return matrix[np.triu_indices(len(matrix))]
 
 
 def _unfold(pairs, size: int) -> Float[Array, "R N N N N"]:

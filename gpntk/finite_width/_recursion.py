@@ -2,9 +2,9 @@ r"""All statistics at order 1/n of a dense network, one layer at a time.
 
 Conditioned on a layer, the preactivations $z$ of the next one and two independent tangent fields $\dot z =
 \sum_\mu \xi_\mu\,\partial z/\partial\theta_\mu$ and $\grave z$ are Gaussian with a random covariance, an
-average over neurons. `Statistics` holds its mean, its mean's shift and its covariance, block by block;
-`next_layer` maps them through a layer by the delta method. Roberts, Yaida & Hanin, *The Principles of Deep
-Learning Theory*, chapters 4 and 8, have the same tensors by diagrams.
+average over neurons. `Statistics` holds its covariance, block by block; `next_layer` maps it through a layer by
+the delta method. (The shift of its mean needs pairs of inputs only: see `_pairs`.) Roberts, Yaida & Hanin, *The
+Principles of Deep Learning Theory*, chapters 4 and 8, have the same tensors by diagrams.
 """
 
 from typing import NamedTuple
@@ -12,69 +12,76 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpntk.finite_width._fourth_moments import FourthMoments
-from gpntk.finite_width._pair_maps import Derivatives
+from gpntk.finite_width._fourth_moments import FourthMoments, to_covariance
+from gpntk.finite_width._input_moments import InputMoments
+from gpntk.finite_width._pair_maps import Derivatives, Pairing
+from gpntk.finite_width._pairs import excess_map
 
 
 class Statistics(NamedTuple):
-    r"""Kernels of one layer's preactivations and their statistics at order 1/(fan-in of the layer).
+    r"""Tensors of one layer at order 1/(fan-in of the layer).
 
-    With inputs a, b, c, d: `V[a,b,c,d]` is the covariance of the random kernel entries $(z_a z_b)$ and
-    $(z_c z_d)$, `D` of $(z_a z_b)$ and $(\dot z_c \dot z_d)$, `F` of $(z_a \dot z_c)$ and $(z_b \dot z_d)$,
-    `A` of $(\dot z_a \dot z_b)$ and $(\grave z_c \grave z_d)$, `B` of $(\dot z_a \grave z_c)$ and
-    $(\dot z_b \grave z_d)$, times the fan-in; `K1` and `theta1` are the shifts of the means of NNGP and NTK,
-    times the fan-in.
+    With inputs a, b, c, d: `V[a,b,c,d]` is the covariance of the random kernel entries of the pairs (ab) and (cd),
+    `D` of the kernel entry of (ab) and $(\dot z_c \dot z_d)$, `F` of $(z_a \dot z_c)$ and $(z_b \dot z_d)$, `A` of
+    $(\dot z_a \dot z_b)$ and $(\grave z_c \grave z_d)$, `B` of $(\dot z_a \grave z_c)$ and
+    $(\dot z_b \grave z_d)$, times the fan-in. The kernel entry of two different inputs is their excess, see
+    `_pair_maps`.
     """
 
-    K: Float[Array, "N N"]
-    theta: Float[Array, "N N"]
-    K1: Float[Array, "N N"]
-    theta1: Float[Array, "N N"]
     V: Float[Array, "N N N N"]
     D: Float[Array, "N N N N"]
     F: Float[Array, "N N N N"]
     A: Float[Array, "N N N N"]
     B: Float[Array, "N N N N"]
 
-
-def first_layer(kernel: Float[Array, "N N"]) -> Statistics:
-    """Statistics of the first layer: exactly Gaussian, with a deterministic NTK equal to its kernel."""
-    matrix, tensor = jnp.zeros_like(kernel), jnp.zeros(kernel.shape * 2, kernel.dtype)
-    return Statistics(kernel, kernel, matrix, matrix, tensor, tensor, tensor, tensor, tensor)
+    @classmethod
+    def of_first_layer(cls, size: int) -> "Statistics":
+        """The first layer is exactly Gaussian, with a deterministic NTK."""
+        return cls(*[jnp.zeros((size,) * 4)] * 5)
 
 
 def next_layer(
     statistics: Statistics,
+    theta: Float[Array, "N N"],
     dual: Derivatives,
     dual_derivative: Derivatives,
+    inputs: InputMoments,
     moments: FourthMoments,
+    following: Pairing,
     weight_variance: Float[Array, ""],
-    bias_variance: Float[Array, ""],
     fan_in_ratio: float,
 ) -> Statistics:
     r"""Statistics of the next layer.
 
     Args:
         statistics: those of this layer, coefficients of 1/(its fan-in).
+        theta: NTK of this layer.
         dual: $T = E[\sigma\sigma]$ at this layer's kernel, with derivatives.
         dual_derivative: $U = E[\sigma'\sigma']$ likewise.
+        inputs: moments of single inputs.
         moments: covariances of four activations (and slopes) at this layer's kernel.
+        following: ratios of standard deviations in the next layer.
         weight_variance: $C_W$ of the next layer.
-        bias_variance: $C_b$ of the next layer.
         fan_in_ratio: width of this layer over the width of the one before, $n_l / n_{l-1}$.
     """
-    _, theta, K1, theta1, V, D, F, A, B = statistics
+    V, D, F, A, B = statistics
     T, U, C, ratio = dual, dual_derivative, weight_variance, fan_in_ratio
 
-    # First derivatives of the map: of the kernel, and of the NTK with respect to the kernel and to the NTK.
-    kernel_map = C * T.gradient
-    ntk_by_kernel = kernel_map + C * theta * U.gradient
+    # First derivatives of the map: of the kernel, and of the NTK with respect to the kernel and to the NTK. Of an
+    # input with itself, only its variance moves.
+    slope = inputs.second_slope
+    kernel_map = C * _own(excess_map(T, (slope[:, None], slope[None, :]), following)[0], slope)
+    ntk_by_kernel = C * (_own(T.gradient, slope) + theta * _own(U.gradient, inputs.slope_slope))
     ntk_by_ntk = C * U.value
-    tt, tu, uu = moments.values_values, moments.values_slopes, moments.slopes_slopes
+    # Sources: pairs come as excesses where V and D keep them so, as covariances elsewhere.
+    tt_mixed = _swap(to_covariance(_swap(moments.values_values), following))
+    tt = to_covariance(tt_mixed, following)
+    tu_excess, uu = moments.values_slopes, moments.slopes_slopes
+    tu = to_covariance(tu_excess, following)
     left, right = theta[:, :, None, None], theta[None, None, :, :]
 
-    V_next = C**2 * tt + ratio * _both(kernel_map, V, kernel_map)
-    D_next = C**2 * (tt + tu * right) + ratio * (
+    V_next = C**2 * moments.values_values + ratio * _both(kernel_map, V, kernel_map)
+    D_next = C**2 * (tt_mixed + tu_excess * right) + ratio * (
         _both(kernel_map, V, ntk_by_kernel) + _first(kernel_map, D) * ntk_by_ntk
     )
     mixed = _first(ntk_by_kernel, D) * ntk_by_ntk
@@ -85,33 +92,32 @@ def next_layer(
         + ntk_by_ntk[:, :, None, None] * A * ntk_by_ntk
     )
 
-    # Entries (z_a, zdot_c) move by E[s_a' s_c'] of themselves and E[s_a s_c''] of (z_c, zdot_c).
-    direct, through = C * U.value, 2.0 * C * T.by_second_variance
+    # Entries (z_a, zdot_c) move by E[s_a' s_c'] of themselves and E[s_a s_c''] of (z_c, zdot_c); the two together
+    # make the slope of E[s s] where a = c.
+    through = 2.0 * C * T.by_variances[1]
+    through = jnp.where(_is_own(through), jnp.diag(C * (slope - inputs.slope)), through)
     # Their means vanish, so that the sources are moments and not covariances: products of means come back.
     values_and_slopes = tu + T.value[:, :, None, None] * U.value
     slopes = uu + U.value[:, :, None, None] * U.value
-    F_next = C**2 * values_and_slopes * right + ratio * _tangent_map(direct, through, F)
+    F_next = C**2 * values_and_slopes * right + ratio * _tangent_map(ntk_by_ntk, through, F)
     B_next = C**2 * slopes * left * right + ratio * jnp.einsum("ac,bd,abcd->abcd", ntk_by_ntk, ntk_by_ntk, B)
+    return Statistics(V_next, D_next, F_next, A_next, B_next)
 
-    K1_next = _apply(kernel_map, K1) + 0.5 * C * _contract(T.hessian, V)
-    theta1_next = (
-        _apply(ntk_by_kernel, K1)
-        + ntk_by_ntk * theta1
-        + 0.5 * C * (_contract(T.hessian, V) + theta * _contract(U.hessian, V))
-        + C * _contract_with_ntk(U.gradient, D)
-        + C * _contract_tangents(U.gradient, F)
+
+def _own(gradient: Float[Array, "3 N N"], total: Float[Array, " N"]) -> Float[Array, "3 N N"]:
+    """A gradient whose diagonal acts on the variance of the input alone, by its total derivative."""
+    own = _is_own(gradient[0])
+    return jnp.stack(
+        [
+            jnp.where(own, 0.0, gradient[0]),
+            jnp.where(own, total[:, None], gradient[1]),
+            jnp.where(own, 0.0, gradient[2]),
+        ]
     )
-    return Statistics(
-        bias_variance + C * T.value,
-        bias_variance + C * (T.value + U.value * theta),
-        ratio * K1_next,
-        ratio * theta1_next,
-        V_next,
-        D_next,
-        F_next,
-        A_next,
-        B_next,
-    )
+
+
+def _is_own(matrix):
+    return jnp.eye(len(matrix), dtype=bool)
 
 
 def _first(gradient, tensor):
@@ -127,39 +133,6 @@ def _both(gradient1, tensor, gradient2):
 
 def _swap(tensor):
     return jnp.transpose(tensor, (2, 3, 0, 1))
-
-
-def _apply(gradient, matrix):
-    diagonal = jnp.diagonal(matrix)
-    return gradient[0] * matrix + gradient[1] * diagonal[:, None] + gradient[2] * diagonal[None, :]
-
-
-def _entries(tensor):
-    """Covariances of the three moves (ab), (aa), (bb) of each pair with each other, shape (3, 3, N, N)."""
-    pair = jnp.einsum("abab->ab", tensor)
-    ab_aa, ab_bb = jnp.einsum("abaa->ab", tensor), jnp.einsum("abbb->ab", tensor)
-    aa_ab, bb_ab = jnp.einsum("aaab->ab", tensor), jnp.einsum("bbab->ab", tensor)
-    aa_bb = jnp.einsum("aabb->ab", tensor)
-    own = jnp.einsum("aaaa->a", tensor)
-    aa, bb = jnp.broadcast_arrays(own[:, None], own[None, :])
-    return jnp.array([[pair, ab_aa, ab_bb], [aa_ab, aa, aa_bb], [bb_ab, aa_bb.T, bb]])
-
-
-def _contract(hessian, V):
-    return jnp.sum(hessian * _entries(V), axis=(0, 1))
-
-
-def _contract_with_ntk(gradient, D):
-    """Moves of the kernel correlated with the move of the pair's own NTK."""
-    moves = (jnp.einsum("abab->ab", D), jnp.einsum("aaab->ab", D), jnp.einsum("bbab->ab", D))
-    return sum(g * m for g, m in zip(gradient, moves, strict=True))
-
-
-def _contract_tangents(gradient, F):
-    """Second derivatives of s'_a s'_b with the correlations of (z_c, zdot_a) and (z_d, zdot_b), c, d in {a, b}."""
-    both = jnp.einsum("abab->ab", F) + jnp.einsum("baab->ab", F)
-    first, second = jnp.einsum("aaab->ab", F), jnp.einsum("bbab->ab", F)
-    return gradient[0] * both + 2.0 * gradient[1] * first + 2.0 * gradient[2] * second
 
 
 def _tangent_map(direct, through, F):

@@ -161,7 +161,7 @@ def test_correction_at_a_width():
 
 def test_bad_input():
     net = gpntk.MLP(2)
-    with pytest.raises(ValueError, match=r"1000 inputs need 896,000,000,000,000 bytes"):
+    with pytest.raises(ValueError, match=r"1000 inputs need 1,024,000,000,000,000 bytes"):
         cumulants(net, np.ones((1000, 3)))
     with pytest.raises(ValueError, match=r"Gaussian moments of Gaussian\(a=1.0, b=1.0\)"):
         cumulants(gpntk.MLP(2, gpntk.Gaussian(b=1.0)), X)

@@ -1,0 +1,159 @@
+r"""Four-fold Gaussian moments of pairs of inputs: the sources of everything that mean kernels need.
+
+A layer moves three random kernel entries of a pair: the excess $e = -\tfrac12 (w_a \sigma_a - w_b \sigma_b)^2$
+(see `_pair_maps`; $w_a^2 = 1/w_b^2$ is the ratio of the standard deviations in the next layer) and both variances
+$\sigma_a^2, \sigma_b^2$. Their covariances are moments of two Gaussians, exact for piecewise linear activations,
+and Hermite series of products of functions of one input, $E[g(z_a) h(z_b)] = \sum_k g_k h_k \rho^k$, for smooth
+ones.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gpntk.activations import AbstractActivation, Sign
+from gpntk.activations._base import one_minus_square, standard_deviation
+from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
+from gpntk.activations._series import _power_sum
+from gpntk.finite_width._input_moments import InputMoments
+from gpntk.finite_width._pair_maps import Pairing
+
+# Exact for the trigonometric polynomials below, of degree 4 over at most half a circle.
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+
+
+class PairSources(NamedTuple):
+    """Covariances of one neuron's contributions for pairs (a, b), in the order excess, variance a, variance b."""
+
+    values: Float[Array, "3 3 N1 N2"]
+    """Of the three entries with each other."""
+    slopes: Float[Array, "3 N1 N2"]
+    r"""Of the three entries with $\sigma_a'\sigma_b'$."""
+    mixed: Float[Array, "2 2 N1 N2"]
+    r"""Moments $E[\sigma_p\sigma_q\,\sigma_a'\sigma_b']$, p and q each a or b."""
+
+
+@functools.singledispatch
+def pair_sources(
+    activation: AbstractActivation,
+    covariance: Float[Array, "N1 N2"],
+    inputs1: InputMoments,
+    inputs2: InputMoments,
+    following: Pairing,
+) -> PairSources:
+    """Moments of pairs, by broadcasting.
+
+    Args:
+        activation: the nonlinearity.
+        covariance: of the preactivations of pairs of inputs.
+        inputs1: moments of the first input of each pair.
+        inputs2: moments of the second.
+        following: ratios of standard deviations in the next layer.
+    """
+    rho = covariance * (standard_deviation(inputs1.variance)[1] * standard_deviation(inputs2.variance)[1])
+    rho = jnp.clip(rho, -1.0, 1.0)
+    value, square, cube, slope, value_slope, square_slope = range(6)
+
+    def mean(function1, function2):
+        return _power_sum(inputs1.products[..., function1, :], inputs2.products[..., function2, :], rho)
+
+    product, slopes = mean(value, value), mean(slope, slope)
+    second1, second2 = inputs1.second, inputs2.second
+    aa = jnp.broadcast_to(inputs1.values_values, rho.shape)
+    bb = jnp.broadcast_to(inputs2.values_values, rho.shape)
+    ab = mean(square, square)
+    kk, ab = ab - product**2, ab - second1 * second2
+    ka, kb = mean(cube, value) - product * second1, mean(value, cube) - product * second2
+    values = jnp.stack([jnp.stack(row) for row in ([kk, ka, kb], [ka, aa, ab], [kb, ab, bb])])
+    mixed_aa, mixed_ab, mixed_bb = (
+        mean(square_slope, slope),
+        mean(value_slope, value_slope),
+        mean(slope, square_slope),
+    )
+    covariances = jnp.stack(
+        [mixed_ab - product * slopes, mixed_aa - second1 * slopes, mixed_bb - second2 * slopes]
+    )
+    to_excess = _excess_from_covariance(following, rho)
+    return PairSources(
+        jnp.einsum("ij...,jk...,lk...->il...", to_excess, values, to_excess),
+        jnp.einsum("ij...,j...->i...", to_excess, covariances),
+        jnp.stack([jnp.stack([mixed_aa, mixed_ab]), jnp.stack([mixed_ab, mixed_bb])]),
+    )
+
+
+def _excess_from_covariance(following: Pairing, like):
+    one, zero = jnp.ones_like(like), jnp.zeros_like(like)
+    rows = ([one, -0.5 * following.ratio, -0.5 * following.inverse_ratio], [zero, one, zero], [zero, zero, one])
+    return jnp.stack([jnp.stack([jnp.broadcast_to(x, like.shape) for x in row]) for row in rows])
+
+
+@pair_sources.register
+def _piecewise_linear_sources(activation: _AbstractPiecewiseLinear, covariance, inputs1, inputs2, following):
+    left, right = activation.slopes
+    return _polar_sources(1, (-left, right), (left, right), covariance, inputs1, inputs2, following)
+
+
+@pair_sources.register
+def _sign_sources(activation: Sign, covariance, inputs1, inputs2, following):
+    del activation
+    return _polar_sources(0, (-1.0, 1.0), (0.0, 0.0), covariance, inputs1, inputs2, following)
+
+
+def _polar_sources(degree, factors, slopes, covariance, inputs1, inputs2, following: Pairing) -> PairSources:
+    r"""Sources for $\sigma(x) = f\,|x|^d$, d = 0 or 1, with a factor f (and a slope) on either side of 0.
+
+    With $z_a = \sqrt{q_a}\, r \cos t$ and $z_b = \sqrt{q_b}\, r \cos(t - \phi)$ a moment is one of r times
+    integrals over the sectors in which the signs are equal, of width $\pi - \phi$, and opposite, of width $\phi$:
+    each comes twice, with the signs of both inputs changed.
+    """
+    scales = [standard_deviation(inputs.variance) for inputs in (inputs1, inputs2)]
+    rho = covariance * (scales[0][1] * scales[1][1])
+    sine, _ = standard_deviation(one_minus_square(rho))
+    angle = jnp.arctan2(sine, jnp.clip(rho, -1.0, 1.0))
+    # E[r^2] and E[r^4] of a two-dimensional standard Gaussian, for the moments of orders 2 and 4 in sigma.
+    radial2, radial4 = (2.0, 8.0) if degree else (1.0, 1.0)
+    weights = jnp.sqrt(following.ratio), jnp.sqrt(following.inverse_ratio)
+
+    second = dict.fromkeys(("e", "a", "b", "k"), 0.0)
+    fourth = dict.fromkeys(("ee", "ea", "eb", "aa", "ab", "bb"), 0.0)
+    with_slopes = dict.fromkeys(("e", "a", "b", "k"), 0.0)
+    slope_mean = 0.0
+    for start, stop, relative_sign in (
+        (angle - 0.5 * math.pi, 0.5 * math.pi, 1),
+        (-0.5 * math.pi, angle - 0.5 * math.pi, -1),
+    ):
+        for sign in (0, 1):
+            one, other = factors[sign], factors[sign if relative_sign == 1 else 1 - sign]
+            slope = slopes[sign] * slopes[sign if relative_sign == 1 else 1 - sign]
+            if one == other == 0.0:
+                continue
+            for point, weight in zip(_POINTS, _WEIGHTS, strict=True):
+                half = 0.5 * (stop - start)
+                measure = weight * half / (2.0 * math.pi)
+                t = start + half * (1.0 + point)
+                s1, s2 = jnp.full_like(t, one), jnp.full_like(t, other)
+                if degree:
+                    s1 = one * scales[0][0] * jnp.abs(jnp.cos(t))
+                    s2 = other * scales[1][0] * jnp.abs(jnp.cos(t - angle))
+                terms = {"e": -0.5 * (weights[0] * s1 - weights[1] * s2) ** 2, "a": s1 * s1, "b": s2 * s2}
+                for name in fourth:
+                    fourth[name] += measure * terms[name[0]] * terms[name[1]]
+                terms["k"] = s1 * s2
+                for name in second:
+                    second[name] += measure * terms[name]
+                    with_slopes[name] += (slope * measure) * terms[name]
+            slope_mean += slope * 0.5 * (stop - start) / math.pi
+
+    mean = {name: radial2 * value for name, value in second.items()}
+    values = {name: radial4 * value - mean[name[0]] * mean[name[1]] for name, value in fourth.items()}
+    mixed = {name: radial2 * value for name, value in with_slopes.items()}
+    rows = [["".join(sorted(i + j, key="eab".index)) for j in "eab"] for i in "eab"]
+    return PairSources(
+        jnp.stack([jnp.stack([values[name] for name in row]) for row in rows]),
+        jnp.stack([mixed[name] - mean[name] * slope_mean for name in "eab"]),
+        jnp.stack([jnp.stack([mixed[name] for name in row]) for row in ("ak", "kb")]),
+    )
