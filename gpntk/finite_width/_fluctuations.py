@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from gpntk.finite_width._pair_maps import Derivatives, pair_maps
+from gpntk.finite_width._pair_maps import Derivatives, dual_by_covariances
 from gpntk.networks import MLP
 
 REPLICATES = 4
@@ -133,7 +133,7 @@ def _inputs(net, x):
 
 @eqx.filter_jit
 def _dual(activation, kernel):
-    return pair_maps(activation, kernel)[0]
+    return dual_by_covariances(activation, kernel)
 
 
 @eqx.filter_jit

@@ -28,7 +28,7 @@ from gpntk.activations._angles import _inverse_root
 from gpntk.activations._base import one_minus_square, standard_deviation
 from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
 from gpntk.activations._series import _AbstractSeries, _power_sum
-from gpntk.finite_width._input_moments import InputMoments
+from gpntk.finite_width._input_moments import InputMoments, input_moments
 
 
 class Derivatives(NamedTuple):
@@ -136,6 +136,17 @@ def _in_excess(value, gradient, hessian, pairing: Pairing) -> Derivatives:
         jnp.einsum("ik...,ij...,jl...->kl...", jacobian, hessian, jacobian),
         gradient[1:],
     )
+
+
+def dual_by_covariances(activation: AbstractActivation, kernel: Float[Array, "N N"]) -> Derivatives:
+    """The dual at a kernel matrix, with derivatives with respect to the covariance itself and both variances."""
+    inputs = input_moments(activation, jnp.diagonal(kernel))
+    rows, columns = (jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), inputs) for axis in (1, 0))  # noqa: B023
+    dual, _ = pair_maps(activation, kernel, rows, columns)
+    to_excess = Pairing.of(rows.variance, columns.variance)
+    # The change to excesses with the opposite ratios undoes it.
+    back = _in_excess(dual.value, dual.gradient, dual.hessian, Pairing(*(-ratio for ratio in to_excess)))
+    return back._replace(by_variances=dual.by_variances)
 
 
 @_pair_maps.register
