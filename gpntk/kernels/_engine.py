@@ -17,12 +17,15 @@ import lineax as lx
 import numpy as np
 from gpjax.kernels.computations import AbstractKernelComputation
 from jaxtyping import Array, Float
+from tqdm import tqdm
 
 from gpntk import _checks
 
 # Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
 _PAIRS_PER_TILE = 512 * 512
 _TILES_AT_ONCE = 2
+# A progress bar moves this often.
+_STEPS = 100
 
 
 def cross_blocks(pair: Callable, features1: Any, features2: Any, block_size: int) -> Any:
@@ -140,6 +143,60 @@ def _assemble(evaluate: Callable, write: Callable, rows, columns, shape: tuple[i
     return jax.lax.scan(fill, matrices, tuple(groups))[0]
 
 
+def cross_in_steps(pair: Callable, features1: Any, features2: Any, block_size: int) -> Any:
+    """What `cross_blocks` computes, in compiled steps with a progress bar between them."""
+    tiling1, tiling2 = _Tiling.of(features1, block_size), _Tiling.of(features2, block_size)
+    rows, columns = np.indices((tiling1.tiles, tiling2.tiles)).reshape(2, -1)
+    matrix = _tiles_in_steps(pair, (features1, tiling1, rows), (features2, tiling2, columns))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[: tiling1.size, : tiling2.size]), matrix)
+
+
+def gram_in_steps(pair: Callable, diagonal: Callable, features: Any, block_size: int) -> Any:
+    """What `gram_blocks` computes, in compiled steps with a progress bar between them."""
+    tiling = _Tiling.of(features, block_size)
+    rows, columns = np.triu_indices(tiling.tiles)
+    matrix = _tiles_in_steps(pair, (features, tiling, rows), (features, tiling, columns))
+    exact = eqx.filter_jit(diagonal_blocks)(diagonal, features, block_size)
+
+    def complete(leaf, values):
+        upper = np.triu(leaf[: tiling.size, : tiling.size], 1)
+        return jnp.asarray(upper + upper.T + np.diag(np.asarray(values)))
+
+    return jax.tree.map(complete, matrix, exact)
+
+
+def _tiles_in_steps(pair: Callable, left: tuple, right: tuple) -> Any:
+    """Tiles at some (rows, columns) as matrices of NumPy, zero elsewhere."""
+    (features1, tiling1, rows), (features2, tiling2, columns) = left, right
+    features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
+    steps = np.array_split(np.arange(len(rows)), min(len(rows), _STEPS))
+    longest = len(steps[0])
+    matrix = None
+    with tqdm(total=len(rows) * tiling1.block * tiling2.block, desc="pairs", unit_scale=True) as bar:
+        for step in steps:
+            # One length for all steps, so that one compiled function serves them.
+            index = np.pad(step, (0, longest - len(step)), mode="edge")
+            tiles = _some_tiles(pair, features1, features2, tiling1, tiling2, rows[index], columns[index])
+            if matrix is None:
+                shape = (tiling1.padded, tiling2.padded)
+                matrix = jax.tree.map(lambda leaf, shape=shape: np.zeros(shape, leaf.dtype), tiles)
+            for position, tile in enumerate(step):
+                row, column = rows[tile] * tiling1.block, columns[tile] * tiling2.block
+                place = (slice(row, row + tiling1.block), slice(column, column + tiling2.block))
+                jax.tree.map(lambda m, t, place=place, i=position: m.__setitem__(place, t[i]), matrix, tiles)
+            bar.update(len(step) * tiling1.block * tiling2.block)
+    return matrix
+
+
+@eqx.filter_jit
+def _some_tiles(pair, features1, features2, tiling1, tiling2, rows, columns):
+    def evaluate(index):
+        row, column = index
+        return pair(tiling1.take(features1, row), tiling2.take(features2, column))
+
+    return jax.lax.map(evaluate, (jnp.asarray(rows), jnp.asarray(columns)))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Tiling:
     """A partition of N inputs into `tiles` blocks of equal size, the last one padded."""
@@ -190,25 +247,35 @@ class BlockedComputation(AbstractKernelComputation):
     Args:
         block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
             numbers per tile, which suits the caches of current processors.
+        progress: whether to show a progress bar. Under `jit` and `grad` there is none.
 
     Raises:
         ValueError: if `block_size` is below 1.
+        TypeError: if `progress` is not a boolean.
     """
 
     block_size: int | None = None
+    progress: bool = False
 
     def __post_init__(self):
         if self.block_size is not None:
             _checks.integer("block_size", self.block_size, minimum=1)
+        _checks.instance("progress", self.progress, bool, "True or False")
 
     def _cross_covariance(self, kernel, x, y):
         x, y = _checks.inputs("x", x), _checks.inputs("y", y)
         _checks.equal_columns(x=x, y=y)
         features1, features2 = _features(kernel, x), _features(kernel, y)
-        return _cross(kernel, features1, features2, self._block_size(kernel))
+        block_size = self._block_size(kernel)
+        if self.progress and not _checks.is_traced(kernel, features1, features2):
+            return cross_in_steps(kernel.pair, features1, features2, block_size)
+        return _cross(kernel, features1, features2, block_size)
 
     def _gram(self, kernel, x):
-        return _gram(kernel, _features(kernel, _checks.inputs("x", x)), self._block_size(kernel))
+        features, block_size = _features(kernel, _checks.inputs("x", x)), self._block_size(kernel)
+        if self.progress and not _checks.is_traced(kernel, features):
+            return gram_in_steps(kernel.pair, kernel.diagonal_values, features, block_size)
+        return _gram(kernel, features, block_size)
 
     def _diagonal(self, kernel, inputs):
         values = _diagonal(kernel, _features(kernel, _checks.inputs("x", inputs)), self._block_size(kernel))

@@ -11,7 +11,14 @@ from jaxtyping import Array, Float
 
 from gpntk import _checks
 from gpntk.kernels._base import AbstractFeatureKernel
-from gpntk.kernels._engine import BlockedComputation, cross_blocks, default_block_size, gram_blocks
+from gpntk.kernels._engine import (
+    BlockedComputation,
+    cross_blocks,
+    cross_in_steps,
+    default_block_size,
+    gram_blocks,
+    gram_in_steps,
+)
 from gpntk.networks import AbstractNetwork, KernelState
 from gpntk.networks._network import variance_parameter
 
@@ -90,7 +97,11 @@ class NTK(AbstractNetworkKernel):
 
 
 def nngp_and_ntk(
-    net: AbstractNetwork, x1: Float[Array, "N1 D"], x2: Float[Array, "N2 D"] | None = None
+    net: AbstractNetwork,
+    x1: Float[Array, "N1 D"],
+    x2: Float[Array, "N2 D"] | None = None,
+    *,
+    progress: bool = False,
 ) -> tuple[Float[Array, "N1 N2"], Float[Array, "N1 N2"]]:
     """Both kernels of an architecture in one pass.
 
@@ -98,6 +109,7 @@ def nngp_and_ntk(
         net: the architecture.
         x1: inputs, one per row; images and signals flattened.
         x2: further inputs; `None` means `x1`, of which only one triangle is computed.
+        progress: whether to show a progress bar; there is none under `jit` and `grad`.
 
     Returns:
         NNGP and NTK matrices.
@@ -112,11 +124,15 @@ def nngp_and_ntk(
     features1 = _features(net, x1)
     net.check_moments(features1)
     if x2 is None:
+        if progress and not _checks.is_traced(net, features1):
+            return tuple(gram_in_steps(net.kernels, net.diagonal, features1, block_size))
         return tuple(_gram(net, features1, block_size))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
     features2 = _features(net, x2)
     net.check_moments(features2)
+    if progress and not _checks.is_traced(net, features1, features2):
+        return tuple(cross_in_steps(net.kernels, features1, features2, block_size))
     return tuple(_cross(net, features1, features2, block_size))
 
 

@@ -1,11 +1,15 @@
 """Kernels of equivariant outputs: one value for every pair of sites."""
 
+import math
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
 from gpntk import _checks
 from gpntk.networks import AbstractPoolingNetwork
+
+_MOST_BYTES = 16 * 2**30
 
 
 def unpooled_kernels(
@@ -32,11 +36,13 @@ def unpooled_kernels(
 
     Raises:
         ValueError: if inputs are not finite 2-D arrays of the right dimension, if the network flattens instead of
-            pooling, or if a Gaussian moment of the activation diverges.
+            pooling, if a Gaussian moment of the activation diverges, or if both kernels together would take more
+            than 16 GiB (naming the size in bytes).
         TypeError: if `net` is not a convolutional architecture.
     """
     _checks.instance("net", net, AbstractPoolingNetwork, "a convolutional architecture such as gpntk.CNN")
     net.check_unpooled()
+    _check_size(net, x1, x1 if x2 is None else x2)
     features = [
         _features(net, _checks.inputs(name, x, net.n_features))
         for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2))
@@ -44,6 +50,21 @@ def unpooled_kernels(
     for part in features:
         net.check_moments(part)
     return tuple(_unpooled(net, *features))
+
+
+def _check_size(net, *inputs) -> None:
+    """Refuse results too large for memory, before anything is computed."""
+    features = [
+        eqx.filter_eval_shape(net.features, _checks.inputs(name, x, net.n_features))
+        for name, x in zip(("x1", "x2"), inputs, strict=True)
+    ]
+    kernels = eqx.filter_eval_shape(_unpooled, net, *features)
+    needed = sum(math.prod(kernel.shape) * kernel.dtype.itemsize for kernel in kernels)
+    if needed > _MOST_BYTES:
+        raise ValueError(
+            f"Unpooled kernels of shape {kernels[0].shape} need {needed:,} bytes, more than the {_MOST_BYTES:,} "
+            "allowed: take fewer inputs at a time, or smaller images."
+        )
 
 
 @eqx.filter_jit

@@ -139,8 +139,12 @@ class AbstractNetwork(eqx.Module):
 
     def diagonal(self, features: NetworkFeatures) -> KernelState:
         """NNGP and NTK of each input with itself, of shape (N,) each."""
-        nngp = self.domain.paired_covariance(features.embedded, features.embedded)
-        return _propagate(self.layers, nngp, *self._aligned(features, features))
+        return self.paired_kernels(features, features)
+
+    def paired_kernels(self, features1: NetworkFeatures, features2: NetworkFeatures) -> KernelState:
+        """NNGP and NTK of inputs paired elementwise, of shape (N,) each."""
+        nngp = self.domain.paired_covariance(features1.embedded, features2.embedded)
+        return _propagate(self.layers, nngp, *self._aligned(features1, features2))
 
     def _aligned(self, features1: NetworkFeatures, features2: NetworkFeatures) -> tuple[Any, Any]:
         """Features of all layers, for each input, in shapes that broadcast against the sites of a pair."""

@@ -1,6 +1,9 @@
 """Convolutional networks on images, plain and over the rotations and reflections of the plane."""
 
 import abc
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -14,9 +17,11 @@ from gpntk.activations import AbstractActivation, ReLU
 from gpntk.groups import C4, D4, AbstractGroup
 from gpntk.groups._planar import image_shape, planar_permutations, point_group, square_image_shape
 from gpntk.networks._domains import AbstractDomain
-from gpntk.networks._layers import Dense, Nonlinearity
-from gpntk.networks._planar_layers import Convolution, Flatten, GroupConvolution, Pool
+from gpntk.networks._layers import Dense, Nonlinearity, Repeat
+from gpntk.networks._network import NetworkFeatures
+from gpntk.networks._planar_layers import Convolution, Flatten, Grid, GroupConvolution, PositionPool
 from gpntk.networks._pooling_network import AbstractPoolingNetwork
+from gpntk.networks._state import KernelState
 
 _GROUPS = {"C4": C4, "D4": D4}
 _PADDINGS = ("same", "valid", "circular")
@@ -24,52 +29,42 @@ _READOUTS = ("pool", "flatten")
 
 
 class Images(AbstractDomain):
-    r"""Images, in pairs: $K_s(t, u) = \frac1c \sum_c f_c(t) f'_c(R_s u)$.
+    r"""Images, in pairs: $K(t, u) = \frac1c \sum_c f_c(t) f'_c(u)$.
 
-    Sites of one input are positions (H, W); sites of a pair are (s, t, u), of shape (order, H, W, H, W), or
-    (order, H, W) where only $u = t$ is wanted. Without a group, s has length 1.
+    Sites of one input are the T positions of a grid; sites of a pair are all (t, u), of shape (T, T), or (T,)
+    where only $u = t$ is wanted.
     """
 
     input_shape: tuple[int, int, int] = eqx.field(static=True)
-    group: str | None = eqx.field(static=True)
+    grid: Grid = eqx.field(static=True)
     all_pairs: bool = eqx.field(static=True)
 
     def embed(self, x):
-        return self.signal(x) / np.sqrt(self.input_shape[-1]).astype(x.dtype)
+        return self.grid.embed(self.signal(x)) / np.sqrt(self.input_shape[-1]).astype(x.dtype)
 
     def variance(self, embedded):
         return jnp.sum(embedded * embedded, -1)
 
     def covariance(self, embedded1, embedded2):
-        return self._products("nhwc,msxyc->nmshwxy", "nhwc,mshwc->nmshw", embedded1, embedded2)
+        return self._products("ntc,muc->nmtu", "ntc,mtc->nmt", embedded1, embedded2)
 
     def paired_covariance(self, embedded1, embedded2):
-        return self._products("nhwc,nsxyc->nshwxy", "nhwc,nshwc->nshw", embedded1, embedded2)
+        return self._products("ntc,nuc->ntu", "ntc,ntc->nt", embedded1, embedded2)
 
     def _products(self, all_pairs, diagonal, embedded1, embedded2):
         formula = all_pairs if self.all_pairs else diagonal
-        return jnp.einsum(formula, embedded1, self._rotated(embedded2), precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum(formula, embedded1, embedded2, precision=jax.lax.Precision.HIGHEST)
 
     def align_left(self, leaf):
-        return jnp.expand_dims(leaf, (1, 4, 5) if self.all_pairs else 1)
+        return jnp.expand_dims(leaf, 2) if self.all_pairs else leaf
 
     def align_right(self, leaf):
-        rotated = self._rotated(leaf)
-        return jnp.expand_dims(rotated, (2, 3)) if self.all_pairs else rotated
-
-    def _rotated(self, leaf: Float[Array, "N h w ..."]) -> Float[Array, "N order h w ..."]:
-        """A function of positions in all frames, f(R_s u); "valid" convolutions may have cropped it."""
-        if self.group is None:
-            return leaf[:, None]
-        size, side = leaf.shape[:2]
-        flat = leaf.reshape(size, side * side, *leaf.shape[3:])
-        return flat[:, planar_permutations(self.group, side)].reshape(size, -1, side, side, *leaf.shape[3:])
+        return jnp.expand_dims(leaf, 1) if self.all_pairs else leaf
 
     @property
     def sites_per_pair(self):
-        positions = self.input_shape[0] * self.input_shape[1]
-        order = 1 if self.group is None else point_group(self.group).order
-        return order * positions ** (2 if self.all_pairs else 1)
+        # Convolutions hold every kernel several times, with margins and as sums over lines.
+        return 8 * self.grid.size ** (2 if self.all_pairs else 1)
 
     def signal(self, x):
         return x.reshape(len(x), *self.input_shape)
@@ -88,20 +83,23 @@ class _AbstractPlanarNetwork(AbstractPoolingNetwork):
     def _fibre(self) -> str | None:
         """The name of the group of rotations, if any."""
 
+    @property
     @abc.abstractmethod
-    def _convolution(self, index: int) -> Convolution | GroupConvolution:
-        """The convolution before activation number `index`."""
+    def _convolution(self) -> Convolution | GroupConvolution:
+        """The convolution before every activation."""
 
     @property
     def domain(self):
-        return Images(self.input_shape, self._fibre, self._all_pairs)
+        return Images(self.input_shape, self._grid, self._all_pairs)
 
     @property
     def body(self):
-        activation = Nonlinearity(self.activation)
-        hidden = [layer for index in range(self.depth) for layer in (self._convolution(index), activation)]
-        last = Pool(input_axes=2, pair_axes=5) if self._all_pairs else Flatten(self._fibre)
-        return (*hidden, last)
+        last = PositionPool(self._grid) if self._all_pairs else Flatten(self._grid, self._fibre)
+        return (Repeat((self._convolution, Nonlinearity(self.activation)), self.depth), last)
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(*self.input_shape[:2], self.filter_size, self.padding, self.depth)
 
     @property
     def n_features(self):
@@ -110,6 +108,10 @@ class _AbstractPlanarNetwork(AbstractPoolingNetwork):
     @property
     def _all_pairs(self) -> bool:
         return self.readout == "pool"
+
+    def arrange(self, kernel):
+        outputs = self._grid.outputs
+        return kernel[..., outputs[:, None], outputs]
 
     def check_unpooled(self):
         if not self._all_pairs:
@@ -186,12 +188,9 @@ class CNN(_AbstractPlanarNetwork):
     def _fibre(self):
         return None
 
-    def _convolution(self, index):
-        dense = Dense(self.weight_variance, self.bias_variance)
-        return Convolution(dense, self.filter_size, self.padding, self._all_pairs)
-
-    def arrange(self, kernel):
-        return _flat_positions(kernel)[:, :, 0]
+    @property
+    def _convolution(self):
+        return Convolution(Dense(self.weight_variance, self.bias_variance), self._grid, self._all_pairs)
 
 
 class PlanarGroupCNN(_AbstractPlanarNetwork):
@@ -250,25 +249,55 @@ class PlanarGroupCNN(_AbstractPlanarNetwork):
         if self.filter_size % 2 == 0:
             raise ValueError(
                 f"`filter_size` must be odd, got {self.filter_size}: rotations by 90 degrees about a pixel do not "
-                "map an even filter to itself, and the network would not be equivariant."
+                "map an even filter to itself, and the network would not be equivariant. FiniteGroupCNN takes any "
+                "filters, for the rotations and translations of a torus."
             )
 
     @property
     def _fibre(self):
         return self.group
 
-    def _convolution(self, index):
+    @property
+    def _convolution(self):
         dense = Dense(self.weight_variance, self.bias_variance)
-        lifts = index == 0
-        return GroupConvolution(dense, self.filter_size, self.padding, self._all_pairs, self.group, lifts)
+        return GroupConvolution(dense, self._grid, self._all_pairs, self.group)
 
-    def arrange(self, kernel):
-        # K_s(t, u) becomes K(s, t, t') with u = R_s^-1 t'.
-        side, flat = kernel.shape[-1], _flat_positions(kernel)
-        order, positions = flat.shape[2:4]
-        inverse = planar_permutations(self.group, side)[point_group(self.group).inverse]
+    # Every s is a network without rotations, between f and f' o R_s.
+
+    def kernels(self, features1, features2):
+        return self._mean_over_frames(partial(super().kernels, features1), features2)
+
+    def paired_kernels(self, features1, features2):
+        return self._mean_over_frames(partial(super().paired_kernels, features1), features2)
+
+    def unpooled(self, features1, features2):
+        frames = self._in_all_frames(partial(super().unpooled, features1), features2)
+        return jax.tree.map(self._in_one_frame, frames)
+
+    def _in_all_frames(self, kernels: Callable, features2: NetworkFeatures) -> KernelState:
+        """Kernels of the first input and the second one in frame s, with a leading axis for s."""
+        turned = np.tile(np.arange(self._grid.size), (point_group(self.group).order, 1))
+        pixels = self._grid.pixels
+        turned[:, pixels] = pixels[planar_permutations(self.group, self.input_shape[0])]
+
+        def in_frame(positions):
+            embedded, layers = jax.tree.map(
+                lambda leaf: leaf[:, positions], (features2.embedded, features2.layers)
+            )
+            return kernels(features2._replace(embedded=embedded, layers=layers))
+
+        # One frame after the other: all of them together would take |H| times the memory.
+        return jax.lax.map(in_frame, turned)
+
+    def _mean_over_frames(self, kernels: Callable, features2: NetworkFeatures) -> KernelState:
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, 0), self._in_all_frames(kernels, features2))
+
+    def _in_one_frame(self, kernel: Float[Array, "s N1 N2 P P"]) -> Float[Array, "N1 N2 s P P"]:
+        """From K_s(t, u) to K(s, t, t') with u = R_s^-1 t'."""
+        order, *_, positions = kernel.shape
+        inverse = planar_permutations(self.group, math.isqrt(positions))[point_group(self.group).inverse]
         s, t = np.arange(order)[:, None, None], np.arange(positions)[:, None]
-        return flat[:, :, s, t, inverse[:, None, :]]
+        return jnp.moveaxis(kernel, 0, 2)[:, :, s, t, inverse[:, None, :]]
 
 
 def planar_group_name(group: AbstractGroup, input_shape: tuple[int, int, int]) -> str | None:
@@ -276,8 +305,3 @@ def planar_group_name(group: AbstractGroup, input_shape: tuple[int, int, int]) -
     if input_shape[0] != input_shape[1]:
         return None
     return next((name for name, make in _GROUPS.items() if make(input_shape) == group), None)
-
-
-def _flat_positions(kernel: Float[Array, "N1 N2 s h w x y"]) -> Float[Array, "N1 N2 s h*w x*y"]:
-    *leading, height, width, _, _ = kernel.shape
-    return kernel.reshape(*leading, height * width, height * width)

@@ -1,6 +1,7 @@
 """Convolutions in the plane, and pooling: how they act on kernels, and finite layers."""
 
 import abc
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -13,41 +14,136 @@ from gpntk.networks._layers import AbstractLayer, Dense
 from gpntk.networks._state import KernelState
 
 
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The positions of an image as kernels hold them: in one row, with room between lines for what filters see.
+
+    A joint shift of two positions is then the same shift along two axes, however many lines it crosses, and sums
+    over filters run over long contiguous stretches. Margins between lines hold numbers without meaning.
+    "valid" convolutions are the "same" ones with fewer outputs, which is what `outputs` leaves of the positions.
+
+    Args:
+        height: number of lines.
+        width: number of pixels in a line.
+        filter_size: height and width of the filters.
+        padding: "same" (with zeros), "valid" or "circular".
+        convolutions: how many convolutions there are.
+    """
+
+    height: int
+    width: int
+    filter_size: int
+    padding: str
+    convolutions: int
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """How far a filter reaches to the left and right of its centre; even ones reach further to the right."""
+        return (self.filter_size - 1) // 2, self.filter_size // 2
+
+    @property
+    def stride(self) -> int:
+        """The distance between lines. Neighbouring lines share a margin of zeros, but not one of pixels."""
+        left, right = self.margins
+        return self.width + right + (left if self.padding == "circular" else 0)
+
+    @property
+    def size(self) -> int:
+        """The number of positions, those in margins included."""
+        return self.height * self.stride
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Where the pixels of the image are, in C order."""
+        return np.arange(self.size).reshape(self.height, self.stride)[:, : self.width].ravel()
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """Which of the pixels the last convolution has outputs for, as indices of positions."""
+        first, (height, width) = 0, (self.height, self.width)
+        if self.padding == "valid":
+            first, lost = (self.convolutions * reach for reach in (self.margins[0], self.filter_size - 1))
+            height, width = height - lost, width - lost
+        pixels = self.pixels.reshape(self.height, self.width)
+        return pixels[first : first + height, first : first + width].ravel()
+
+    def embed(self, images: Float[Array, "N H W c"]) -> Float[Array, "N T c"]:
+        """Images as rows of positions, with zeros in the margins."""
+        margin = self.stride - self.width
+        padded = jnp.pad(images, ((0, 0), (0, 0), (0, margin), (0, 0)))
+        return padded.reshape(len(images), self.size, images.shape[-1])
+
+    def mean(self, x: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+        """The mean over the outputs, on the last `axes` axes."""
+        return _mean_over_last(x, axes, self.outputs)
+
+    def filter_mean(self, x: Float[Array, "..."], axes: int) -> Float[Array, "..."]:
+        """The mean over the filter around every position, which moves along the last `axes` axes together."""
+        if self.filter_size == 1:
+            return x
+        x = _window_sum(self._surrounded(x, axes), axes, self.filter_size, self.stride)
+        x = _window_sum(self._cleared(x, axes), axes, self.filter_size, 1)
+        # What follows the last line is missing where margins are not shared.
+        x = _pad(x, axes, 0, self.size - x.shape[-1])
+        return x / self.filter_size**2
+
+    def _surrounded(self, x, axes: int):
+        """All positions with what filters see before the first and behind the last of them."""
+        left, right = self.margins
+        if self.padding != "circular":
+            return _pad(x, axes, left * (self.stride + 1), right * (self.stride + 1))
+        lines, columns = np.arange(-left, self.height + right), np.arange(-left, self.stride - left)
+        wrapped = lines[:, None] % self.height * self.stride + columns % self.width
+        for axis in range(-axes, 0):
+            x = jnp.take(x, wrapped.ravel(), axis, mode="clip")
+        return x
+
+    def _cleared(self, x, axes: int):
+        """Zeros in the margins between lines; adding up whole lines before has not moved them."""
+        left, right = self.margins
+        if self.padding == "circular":
+            return x
+        inside = np.zeros(left + self.size + right, x.dtype)
+        inside[left + self.pixels] = 1.0
+        for axis in range(axes):
+            x = x * inside.reshape(-1, *(1,) * axis)
+        return x
+
+
 class _AbstractConvolution(AbstractLayer):
     r"""What all convolutions in the plane do to kernels: a mean over the filter, then a `Dense` layer.
 
     $$K(t, u) \leftarrow C_b + \frac{C_W}{|S|} \sum_{\tau \in S} K(t + \tau, u + \tau)$$
 
-    and the same for the NTK. Positions of one input are its last two axes; those of a pair are the last four,
-    (height, width) of the first and of the second input, or the last two where only $u = t$ is wanted.
+    and the same for the NTK. Positions are those of a `Grid`: the last axis for one input, and for a pair the last
+    two, or the last one where only $u = t$ is wanted.
     """
 
     dense: eqx.AbstractVar[Dense]
-    filter_size: eqx.AbstractVar[int]
-    padding: eqx.AbstractVar[str]
+    grid: eqx.AbstractVar[Grid]
     all_pairs: eqx.AbstractVar[bool]
 
     def transform_variance(self, variance):
-        return self.dense.transform_variance(self._filter_mean(variance, ((-2,), (-1,))))
+        return self.dense.transform_variance(self.grid.filter_mean(variance, 1))
 
     def propagate(self, state, features1, features2):
-        axes = ((-4, -2), (-3, -1)) if self.all_pairs else ((-2,), (-1,))
-        state = KernelState(*(self._filter_mean(kernel, axes) for kernel in state))
+        axes = 2 if self.all_pairs else 1
+        state = KernelState(*(self.grid.filter_mean(kernel, axes) for kernel in state))
         return self.dense.propagate(state, features1, features2)
-
-    def _filter_mean(self, x: Float[Array, "..."], directions) -> Float[Array, "..."]:
-        # One direction after the other, and in the same order for variances and kernels: rounding is the same.
-        for axes in directions:
-            x = _window_sum(x, axes, self.filter_size, self.padding)
-        return x / self.filter_size**2
 
     def _padded(self, x: Float[Array, "N H W ..."]) -> Float[Array, "N H W ..."]:
         """A signal of a finite network, padded such that a "valid" convolution is what remains to do."""
-        if self.padding == "valid":
+        if self.grid.padding == "valid":
             return x
-        mode = "wrap" if self.padding == "circular" else "constant"
-        spatial = (_margins(self.filter_size),) * 2
+        mode = "wrap" if self.grid.padding == "circular" else "constant"
+        spatial = (self.grid.margins,) * 2
         return jnp.pad(x, ((0, 0), *spatial, *((0, 0),) * (x.ndim - 3)), mode=mode)
+
+    def _sample(self, key, shape, fan_in, width):
+        """Filters for `fan_in` (numbers of rotations and channels), and the spatial shape of the outputs."""
+        size = self.grid.filter_size
+        lost = size - 1 if self.grid.padding == "valid" else 0
+        return self.dense.sample(key, (size, size, *fan_in, width)), tuple(n - lost for n in shape[:2])
 
     @abc.abstractmethod
     def apply(self, parameters, x): ...
@@ -57,20 +153,17 @@ class Convolution(_AbstractConvolution):
     """A convolution of images, (N, H, W, channels)."""
 
     dense: Dense
-    filter_size: int = eqx.field(static=True)
-    padding: str = eqx.field(static=True)
+    grid: Grid = eqx.field(static=True)
     all_pairs: bool = eqx.field(static=True)
 
     def init(self, key, shape, widths):
-        *positions, channels = shape
         width = next(widths)
-        window = (self.filter_size, self.filter_size)
-        parameters = self.dense.sample(key, (*window, channels, width))
-        return parameters, (*_output_size(positions, self), width)
+        parameters, positions = self._sample(key, shape, shape[2:], width)
+        return parameters, (*positions, width)
 
     def apply(self, parameters, x):
         products = _correlate(self._padded(x), parameters["weight"])
-        return self.dense.scale_and_shift(products, self.filter_size**2 * x.shape[-1], parameters)
+        return self.dense.scale_and_shift(products, self.grid.filter_size**2 * x.shape[-1], parameters)
 
 
 class GroupConvolution(_AbstractConvolution):
@@ -88,18 +181,14 @@ class GroupConvolution(_AbstractConvolution):
     """
 
     dense: Dense
-    filter_size: int = eqx.field(static=True)
-    padding: str = eqx.field(static=True)
+    grid: Grid = eqx.field(static=True)
     all_pairs: bool = eqx.field(static=True)
     group: str = eqx.field(static=True)
-    lifts: bool = eqx.field(static=True)
 
     def init(self, key, shape, widths):
-        height, width, channels = shape[0], shape[1], shape[-1]
-        n_outputs, order = next(widths), point_group(self.group).order
-        fibre = () if self.lifts else (order,)
-        parameters = self.dense.sample(key, (self.filter_size, self.filter_size, *fibre, channels, n_outputs))
-        return parameters, (*_output_size((height, width), self), order, n_outputs)
+        width = next(widths)
+        parameters, positions = self._sample(key, shape, shape[2:], width)
+        return parameters, (*positions, point_group(self.group).order, width)
 
     def apply(self, parameters, x):
         # Rotations become channels, and the group convolution one convolution with all rotated filters.
@@ -108,24 +197,32 @@ class GroupConvolution(_AbstractConvolution):
         signal = self._padded(x.reshape(*x.shape[:3], fan_in))
         products = _correlate(signal, filters.reshape(*window, fan_in, order * outputs))
         products = products.reshape(*products.shape[:3], order, outputs)
-        return self.dense.scale_and_shift(products, self.filter_size**2 * fan_in, parameters)
+        return self.dense.scale_and_shift(products, self.grid.filter_size**2 * fan_in, parameters)
 
     def _rotated(self, weight: Float[Array, "k k ... c n"]) -> Float[Array, "k k inputs order n"]:
         r"""The filter as every r sees it, $\kappa(R_r^{-1}\tau, r^{-1}q)$ at position $\tau$ and rotation $q$."""
         group = point_group(self.group)
-        size, (channels, outputs) = self.filter_size, weight.shape[-2:]
+        size, (channels, outputs) = self.grid.filter_size, weight.shape[-2:]
         positions = planar_permutations(self.group, size)[group.inverse]
-        fibre = np.zeros((group.order, 1), int) if self.lifts else group.table[group.inverse]
+        lifts = weight.ndim == 4
+        fibre = np.zeros((group.order, 1), int) if lifts else group.table[group.inverse]
         flat = weight.reshape(size * size, -1, channels, outputs)
         rotated = flat[positions[:, :, None], fibre[:, None, :]]
         return jnp.moveaxis(rotated, 0, -2).reshape(size, size, -1, group.order, outputs)
 
 
-class Pool(AbstractLayer):
-    """The mean over all sites: positions, pairs of them, rotations.
+class _AbstractPool(AbstractLayer):
+    """A mean, at finite width over all axes between those of inputs and of channels."""
 
-    At finite width it is the mean over all axes between those of inputs and of channels.
-    """
+    def init(self, key, shape, widths):
+        return {}, shape[-1:]
+
+    def apply(self, parameters, x):
+        return jnp.mean(x, tuple(range(1, x.ndim - 1)))
+
+
+class Pool(_AbstractPool):
+    """The mean over all sites."""
 
     input_axes: int = eqx.field(static=True)
     pair_axes: int = eqx.field(static=True)
@@ -137,11 +234,18 @@ class Pool(AbstractLayer):
     def propagate(self, state, features1, features2):
         return KernelState(*(_mean_over_last(kernel, self.pair_axes) for kernel in state))
 
-    def init(self, key, shape, widths):
-        return {}, shape[-1:]
 
-    def apply(self, parameters, x):
-        return jnp.mean(x, tuple(range(1, x.ndim - 1)))
+class PositionPool(_AbstractPool):
+    """The mean over positions (and rotations)."""
+
+    grid: Grid = eqx.field(static=True)
+
+    def transform_variance(self, variance):
+        # An upper bound, as in `Pool`.
+        return self.grid.mean(variance, 1), None
+
+    def propagate(self, state, features1, features2):
+        return KernelState(*(self.grid.mean(kernel, 2) for kernel in state))
 
 
 class Flatten(AbstractLayer):
@@ -151,13 +255,14 @@ class Flatten(AbstractLayer):
     the flattened signal is the mean of the signal over the orbit $(R_r t, r)$.
     """
 
+    grid: Grid = eqx.field(static=True)
     group: str | None = eqx.field(static=True)
 
     def transform_variance(self, variance):
-        return _mean_over_last(variance, 2), None
+        return self.grid.mean(variance, 1), None
 
     def propagate(self, state, features1, features2):
-        return KernelState(*(_mean_over_last(kernel, 3) for kernel in state))
+        return KernelState(*(self.grid.mean(kernel, 1) for kernel in state))
 
     def init(self, key, shape, widths):
         return {}, (shape[0] * shape[1] * shape[-1],)
@@ -172,36 +277,28 @@ class Flatten(AbstractLayer):
         return x.reshape(len(x), -1)
 
 
-def _margins(filter_size: int) -> tuple[int, int]:
-    """How far a filter reaches to the left and right of its centre; even ones reach further to the right."""
-    return (filter_size - 1) // 2, filter_size // 2
+def _window_sum(x: Float[Array, "..."], axes: int, count: int, step: int) -> Float[Array, "..."]:
+    """Sums of `count` values that are `step` apart on the last `axes` axes at the same time."""
+    size = x.shape[-1] - (count - 1) * step
+    starts = range(0, count * step, step)
+    return sum(x[(..., *(slice(start, start + size),) * axes)] for start in starts)
 
 
-def _output_size(size, layer) -> tuple[int, ...]:
-    shrinkage = layer.filter_size - 1 if layer.padding == "valid" else 0
-    return tuple(n - shrinkage for n in size)
+def _pad(x: Float[Array, "..."], axes: int, before: int, behind: int) -> Float[Array, "..."]:
+    """Zeros before and behind, on the last `axes` axes."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - axes) + [(before, behind)] * axes)
 
 
-def _window_sum(x: Float[Array, "..."], axes: tuple[int, ...], filter_size: int, padding: str):
-    """Sums over a window that moves along all `axes` at the same time."""
-    if filter_size == 1:
-        return x
-    axes = tuple(axis % x.ndim for axis in axes)
-    if padding != "valid":
-        margins = [_margins(filter_size) if axis in axes else (0, 0) for axis in range(x.ndim)]
-        x = jnp.pad(x, margins, mode="wrap" if padding == "circular" else "constant")
-    sizes = [n - filter_size + 1 if axis in axes else n for axis, n in enumerate(x.shape)]
-    total = 0.0
-    for shift in range(filter_size):
-        starts = [shift if axis in axes else 0 for axis in range(x.ndim)]
-        total = total + jax.lax.dynamic_slice(x, starts, sizes)
-    return total
+def _mean_over_last(x: Float[Array, "..."], axes: int, positions: np.ndarray | slice = slice(None)):
+    """The mean over the last `axes` axes, of all entries or of those at some positions on every axis.
 
-
-def _mean_over_last(x: Float[Array, "..."], count: int) -> Float[Array, "..."]:
-    # Axis by axis: partial sums keep single precision accurate over a million sites.
-    for _ in range(count):
-        x = jnp.mean(x, axis=-1)
+    A product with a vector, axis by axis: partial sums keep single precision accurate over a million sites, and
+    XLA's CPU backend would take the layers before a sum into it, one copy of every constant for each site.
+    """
+    for _ in range(axes):
+        chosen = np.zeros(x.shape[-1], x.dtype)
+        chosen[positions] = 1.0
+        x = jnp.matmul(x, chosen, precision=jax.lax.Precision.HIGHEST) / chosen.sum()
     return x
 
 

@@ -165,6 +165,29 @@ def test_gpjax_default_engine_gives_the_same_kernel(x64):
     np.testing.assert_allclose(lx.diagonal(dense.diagonal(x)), lx.diagonal(ours.diagonal(x)), rtol=0, atol=1e-13)
 
 
+def test_progress_changes_nothing_but_the_bar(capsys, x64):
+    x, y = inputs(23, jnp.float64), inputs(10, jnp.float64, seed=1)
+    net = NETS["relu"]
+    silent, loud = (gpntk.NTK(net, compute_engine=BlockedComputation(4, progress=p)) for p in (False, True))
+    expected = silent.gram(x).as_matrix(), silent.cross_covariance(x, y)
+    together = gpntk.nngp_and_ntk(net, x), gpntk.nngp_and_ntk(net, x, y)
+    assert not capsys.readouterr().err
+    gram = loud.gram(x).as_matrix()
+    assert "100%" in capsys.readouterr().err
+    np.testing.assert_array_equal(gram, gram.T)
+    np.testing.assert_array_equal(jnp.diagonal(gram), lx.diagonal(silent.diagonal(x)))
+    for values, reference in zip((gram, loud.cross_covariance(x, y)), expected, strict=True):
+        np.testing.assert_allclose(values, reference, rtol=0, atol=TOLERANCE[jnp.float64])
+    for reference, arguments in zip(together, ((x,), (x, y)), strict=True):
+        for a, b in zip(gpntk.nngp_and_ntk(net, *arguments, progress=True), reference, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[jnp.float64])
+    capsys.readouterr()
+    np.testing.assert_allclose(jax.jit(lambda x: loud.gram(x).as_matrix())(x), gram, rtol=0, atol=1e-12)
+    assert not capsys.readouterr().err
+    with pytest.raises(TypeError, match="`progress` must be True or False, got 1"):
+        BlockedComputation(progress=1)
+
+
 class Counting(gpntk.activations.AbstractActivation):
     """The identity, counting how often it is traced."""
 

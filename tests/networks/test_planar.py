@@ -250,7 +250,8 @@ def test_parameters_are_trained_and_networks_replaced():
 
 def test_width_ratios_set_the_channels():
     net = gpntk.PlanarGroupCNN("C4", (5, 5, 2), 3, padding="valid", filter_size=1, width_ratios=(0.5, 2, 1))
-    shapes = [p["weight"].shape for p in net.init(jax.random.key(0), width=4, n_outputs=3) if p]
+    convolutions, _, readout = net.init(jax.random.key(0), width=4, n_outputs=3)
+    shapes = [p["weight"].shape for p in (*convolutions, readout) if p]
     assert shapes == [(1, 1, 2, 2), (1, 1, 4, 2, 8), (1, 1, 4, 8, 4), (4, 3)]
 
 
@@ -310,6 +311,11 @@ def test_invariance_is_declared_where_it_holds(net, group, expected):
             lambda: gpntk.unpooled_kernels(gpntk.CNN((4, 4, 1), readout="flatten"), np.ones((1, 16))),
             ValueError,
             'must have readout="pool"',
+        ),
+        (
+            lambda: gpntk.unpooled_kernels(gpntk.PlanarGroupCNN("C4", (64, 64, 1)), np.ones((5, 4096))),
+            ValueError,
+            "kernels of shape (5, 5, 4, 4096, 4096) need 26,843,545,600 bytes, more than the 17,179,869,184",
         ),
         (lambda: gpntk.unpooled_kernels(gpntk.MLP(), np.ones((1, 16))), TypeError, "convolutional architecture"),
         (lambda: gpntk.nngp_and_ntk(gpntk.CNN((4, 4, 1)), np.ones((1, 15))), ValueError, "x1 has 15 features"),
