@@ -48,6 +48,7 @@ _PUBLIC = {
         "NNGP",
         "NTK",
         "BlockedComputation",
+        "GramOperator",
         "GroupAveraged",
         "Product",
         "Sum",
@@ -56,7 +57,7 @@ _PUBLIC = {
     ),
     "groups": (),
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "equivariant"),
-    "dynamics": ("GradientDescent", "GradientFlow"),
+    "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
     "estimators": ("NTKClassifier", "NTKRegressor"),
     "finite_width": ("cumulants", "finite_width_posterior", "sample_cumulants"),
     "sampling": (

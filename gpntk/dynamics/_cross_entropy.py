@@ -1,5 +1,7 @@
 """Gradient flow of the softmax cross-entropy, an ordinary differential equation."""
 
+from collections.abc import Callable
+
 import diffrax
 import equinox as eqx
 import jax
@@ -10,7 +12,7 @@ _MAX_STEPS = 100_000
 
 
 def cross_entropy_coefficients(
-    gram: Float[Array, "N N"],
+    product: Callable,
     probabilities: Float[Array, "N q"],
     weights: Float[Array, "N 1"],
     alpha: Float[Array, ""],
@@ -19,8 +21,8 @@ def cross_entropy_coefficients(
     r"""Dual coefficients c of the flow that starts from f = 0; outputs at x are $\Theta(x, X) c$.
 
     Parameters move along $J^T c$, so that the flow is $\dot c = w (p - \mathrm{softmax}(\Theta c)) - \alpha c$ in
-    the clock $\eta t$. Solved by Tsitouras' 5(4) method with adaptive steps; it is explicit, and takes about
-    `largest eigenvalue * clock` steps at worst.
+    the clock $\eta t$; `product(c)` is $\Theta c$, and the function a pytree. Solved by Tsitouras' 5(4) method
+    with adaptive steps; it is explicit, and takes about `largest eigenvalue * clock` steps at worst.
 
     Raises:
         ValueError: for infinite clocks; the flow has no limit where the classes can be separated.
@@ -31,7 +33,7 @@ def cross_entropy_coefficients(
             "`time` must be finite for loss='cross_entropy', got infinity: the outputs grow without bound where "
             "the classes can be separated."
         )
-    coefficients, failed = _solve(gram, probabilities, weights, alpha, clocks)
+    coefficients, failed = _solve(product, probabilities, weights, alpha, clocks)
     message = (
         f"The cross-entropy flow needs more than {_MAX_STEPS} steps of its solver: train for a shorter time, with "
         "a smaller learning rate or with reduction='mean'."
@@ -43,25 +45,24 @@ def cross_entropy_coefficients(
     return coefficients
 
 
-@jax.jit
-def _solve(gram, probabilities, weights, alpha, clocks):
+@eqx.filter_jit
+def _solve(product, probabilities, weights, alpha, clocks):
     def velocity(clock, c, arguments):
-        gram, probabilities, weights, alpha = arguments
-        outputs = jnp.matmul(gram, c, precision=jax.lax.Precision.HIGHEST)
-        return weights * (probabilities - jax.nn.softmax(outputs)) - alpha * c
+        product, probabilities, weights, alpha = arguments
+        return weights * (probabilities - jax.nn.softmax(product(c))) - alpha * c
 
-    precise = gram.dtype == jnp.float64
+    precise = probabilities.dtype == jnp.float64
     order = jnp.argsort(clocks)
     clocks = clocks[order]
     # The last stop must lie ahead of the start; time zero alone has nothing to solve.
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         diffrax.Tsit5(),
-        t0=jnp.zeros((), gram.dtype),
+        t0=jnp.zeros((), probabilities.dtype),
         t1=jnp.where(clocks[-1] > 0, clocks[-1], 1.0),
         dt0=None,
         y0=jnp.zeros_like(probabilities),
-        args=(gram, probabilities, weights, alpha),
+        args=(product, probabilities, weights, alpha),
         saveat=diffrax.SaveAt(ts=clocks),
         stepsize_controller=diffrax.PIDController(rtol=1e-8 if precise else 1e-5, atol=1e-10 if precise else 1e-6),
         max_steps=_MAX_STEPS,

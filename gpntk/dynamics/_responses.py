@@ -93,11 +93,17 @@ def descent_scale(eigenvalue: Float[Array, "..."], clock: Steps) -> Float[Array,
 
 
 class Response(NamedTuple):
-    """A function of (eigenvalue, clock), elementwise, and the scale in the eigenvalue on which it changes."""
+    """A function of (eigenvalue, clock), elementwise, and the scale in the eigenvalue on which it changes.
+
+    `earlier(clock, fraction)` is the clock when that fraction of the training was done.
+    """
 
     value: Callable
     scale: Callable
+    earlier: Callable
 
 
-FLOW = Response(flow_response, flow_scale)
-DESCENT = Response(descent_response, descent_scale)
+FLOW = Response(flow_response, flow_scale, lambda clock, fraction: clock * fraction)
+DESCENT = Response(
+    descent_response, descent_scale, lambda clock, fraction: Steps(jnp.floor(clock.count * fraction), clock.size)
+)

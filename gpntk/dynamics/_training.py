@@ -16,11 +16,24 @@ from jaxtyping import Array, Float
 
 from gpntk import _checks
 from gpntk.dynamics._cross_entropy import cross_entropy_coefficients
+from gpntk.dynamics._matrix_free import (
+    COLUMNS,
+    MatrixFree,
+    RegularisedGram,
+    SolverReport,
+    largest_eigenvalue,
+    respond,
+    solve,
+)
 from gpntk.dynamics._responses import DESCENT, FLOW, Response, Steps
 from gpntk.dynamics._spectral import Eigensystem, eigensystem, matrix_function
-from gpntk.kernels import NNGP, NTK, nngp_and_ntk
+from gpntk.kernels import NNGP, NTK, GramOperator, nngp_and_ntk
 
-SOLVERS = ("auto", "cholesky", "eigh")
+SOLVERS = ("auto", "cholesky", "eigh", "matrix_free")
+
+# The largest Gram matrix that `solver="auto"` stores, in bytes. About three times as much is held while it is
+# factorised, which fits into the 8 GiB of a small machine. Up to there a factorisation is faster than iterations.
+_LARGEST_STORED_GRAM = 2**31
 
 
 class AbstractKernelTraining(abc.ABC):
@@ -39,7 +52,7 @@ class AbstractKernelTraining(abc.ABC):
         self.learning_rate = _parameter("learning_rate", learning_rate, strict=True)
         self.alpha = _parameter("alpha", alpha)
         self.reduction = _checks.option("reduction", reduction, ("sum", "mean"))
-        self.solver = _checks.option("solver", solver, SOLVERS)
+        self.solver = checked_solver(solver)
         self.X = _at_once(lambda: _checks.inputs("X", X), X)
         self.y = _targets(y, self.X)
         weights = checked_weights(sample_weight, self.X)
@@ -50,8 +63,13 @@ class AbstractKernelTraining(abc.ABC):
             self.X, self.y, weights = _at_once(lambda: self.X[used], self.X), self.y[used], weights[used]
         self._root_weights = (jnp if _checks.is_traced(weights) else np).sqrt(weights)[:, None]
         self._dependencies = (ntk, nngp, self.X, self.y, self.learning_rate, self.alpha, weights)
-        self._cache: dict[str, Any] = {}
-        self.gram = _at_once(self._training_gram, *self._dependencies)
+        self._cache: dict[Any, Any] = {}
+        self._iterative = _iterative(solver, self.X)
+        self.solver_report: SolverReport | None = None
+        if self._iterative is None:
+            self._gram()  # an infinite one is refused here
+        else:
+            self._operator()
 
     def __getstate__(self):
         # JAX would restore float64 arrays in float32 wherever the float64 flag is off; NumPy keeps them.
@@ -67,26 +85,42 @@ class AbstractKernelTraining(abc.ABC):
         times = _times(time, self.X.dtype)
         X_test = self._test_inputs(X_test)
         coefficients = self._coefficients(times)
-        cross = self._cast(self.ntk.cross_covariance(X_test, self.X))
-        return _outputs(cross, coefficients).reshape(*jnp.shape(time), len(X_test), *self.y.shape[1:])
+        columns = jnp.moveaxis(coefficients, 1, 0).reshape(len(self.X), -1)
+        outputs = self._cast(self._operator().cross_product(X_test, columns))
+        outputs = jnp.moveaxis(outputs.reshape(len(X_test), len(times), -1), 1, 0)
+        return outputs.reshape(*jnp.shape(time), len(X_test), *self.y.shape[1:])
 
     def _covariance(self, X_test, time, diagonal):
         if self.nngp is None:
             raise ValueError("A covariance needs the prior: `nngp` must be a kernel, got None.")
         times = _times(time, self.X.dtype)
         X_test = self._test_inputs(X_test)
+        # Variances of some test inputs do not need the others: no more of them at once than there are rows.
+        size = len(self.X) if self._iterative is None else max(1, COLUMNS // len(times))
+        parts = range(0, len(X_test), size) if diagonal else [0]
+        spread = [self._spread(X_test[i : i + size] if diagonal else X_test, times, diagonal) for i in parts]
+        return jnp.concatenate(spread, axis=1).reshape(*jnp.shape(time), *spread[0].shape[2:], len(X_test))
+
+    def _spread(self, X_test, times, diagonal) -> Float[Array, "T ..."]:
         prior_cross, cross = self._cross_kernels(X_test)
         prior = self.nngp.diagonal(X_test) if diagonal else self.nngp.gram(X_test)
         prior = self._cast(lx.diagonal(prior) if diagonal else prior.as_matrix())
-        prior_gram = self._cached("prior_gram", self._prior_gram)
-        # One time after the other: each needs a matrix as large as the cross-covariance.
-        values = jnp.stack(
-            [
-                _propagated(prior, prior_gram, prior_cross, self._respond(times[i : i + 1], cross.T)[0], diagonal)
-                for i in range(len(times))
-            ]
-        )
-        return values.reshape(*jnp.shape(time), *prior.shape)
+        if self._iterative is None and not self._by_cholesky(times) and not _checks.is_traced(self._dependencies):
+            clock = self._clock(times)
+            system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
+            rotated = self._cached("rotated_prior", self._rotated_prior)
+            weights = self._root_weights
+            return _spread_in_eigenbasis(
+                self._response, system, clock, rotated, weights, prior, prior_cross, cross, diagonal
+            )
+        # One time after the other, where none gains from the others: each needs a matrix as large as `cross`.
+        groups = [times] if self._iterative else [times[i : i + 1] for i in range(len(times))]
+        values = []
+        for group in groups:
+            responses = self._respond(group, cross.T)
+            images = self._prior_product(responses)
+            values.append(_propagated(prior, images, prior_cross, responses, diagonal))
+        return jnp.concatenate(values)
 
     def dual_coefficients(self, time: float | Float[Array, " T"]) -> Float[Array, "..."]:
         """Dual coefficients c of the mean output `Theta(x, X) c`.
@@ -98,32 +132,62 @@ class AbstractKernelTraining(abc.ABC):
 
     def _coefficients(self, times: Float[Array, " T"]) -> Float[Array, "T N q"]:
         """Dual coefficients c: the mean output at x is `Theta(x, X) c`."""
-        return self._respond(times, self.y.reshape(len(self.y), -1))
+        targets = self.y.reshape(len(self.y), -1)
+        if self._iterative is None or _checks.is_traced(times):
+            return self._respond(times, targets)
+
+        def compute():
+            coefficients = self._respond(times, targets)
+            return coefficients, self.solver_report
+
+        coefficients, self.solver_report = self._cached(f"coefficients at {times.tolist()}", compute)
+        return coefficients
 
     def _respond(self, times: Float[Array, " T"], rhs: Float[Array, "N m"]) -> Float[Array, "T N m"]:
         """`S r(B) S rhs` at the given times."""
+        if self._iterative is not None:
+            return self._respond_iteratively(times, rhs)
         if self._by_cholesky(times):
             return _solved(self._cached("cholesky", self._cholesky), self._root_weights, rhs, len(times))
         clock = self._clock(times)
         system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
         return _responded(self._response, system, clock, self._root_weights, rhs)
 
+    def _respond_iteratively(self, times, rhs):
+        gram = self._regularised_gram()
+        rhs = self._root_weights * rhs
+        at_infinity = np.zeros(len(times), bool) if _checks.is_traced(times) else np.isinf(times)
+        limit, reports = None, []
+        finite = iter(())
+        if at_infinity.any():
+            limit, report = solve(gram, rhs, self._iterative)
+            reports.append(report)
+        if not at_infinity.all():
+            clock = self._clock(times[~at_infinity])
+            resolved = functools.partial(self._check_resolution, clock=clock)
+            finite, report = respond(gram, self._response, clock, rhs, self._iterative, resolved)
+            finite, reports = iter(finite), [*reports, report]
+        values = jnp.stack([limit if infinite else next(finite) for infinite in at_infinity])
+        if None not in reports:
+            self.solver_report = max(reports, key=lambda report: report.residual)
+        return self._cast(self._root_weights * values)
+
     def _by_cholesky(self, times) -> bool:
         converged = not _checks.is_traced(times) and bool(np.isinf(times).all())
         if self.solver == "cholesky" and not converged:
             raise ValueError(
-                f"`solver` must be 'auto' or 'eigh' at finite times, got 'cholesky' for time {times}: a Cholesky "
-                "factor gives the limit of infinite time only."
+                "`solver` must be 'auto', 'eigh' or 'matrix_free' at finite times, got 'cholesky' for time "
+                f"{times}: a Cholesky factor gives the limit of infinite time only."
             )
         return converged and self.solver != "eigh"
 
     # Factorisations
 
     def _eigensystem(self) -> Eigensystem:
-        return eigensystem(_weighted(self.gram, self._root_weights, self.alpha))
+        return eigensystem(_weighted(self._gram(), self._root_weights, self.alpha))
 
     def _cholesky(self) -> Float[Array, "N N"]:
-        factor, pivot = _factorise(_weighted(self.gram, self._root_weights, self.alpha))
+        factor, pivot = _factorise(_weighted(self._gram(), self._root_weights, self.alpha))
         # Each pivot is what is left of a variance given the inputs before, as a fraction of that variance. Its
         # rounding error grows like the root of the number of subtractions.
         limit = float(jnp.finfo(factor.dtype).eps) * len(factor) ** 0.5
@@ -133,19 +197,26 @@ class AbstractKernelTraining(abc.ABC):
             f"{self._described_gram} is not positive definite in the working precision. {_remedy(factor.dtype)}",
         )
 
+    def _rotated_prior(self) -> Float[Array, "N N"]:
+        vectors = self._root_weights * self._cached("eigensystem", self._eigensystem).eigenvectors
+        return _quadratic(self._cached("prior_gram", self._prior_gram), vectors)
+
     def _resolved(self, system: Eigensystem, clock) -> Eigensystem:
-        """The eigensystem, if rounding errors in its eigenvalues do not matter at this clock.
+        """The eigensystem, if rounding errors in its eigenvalues do not matter at this clock."""
+        return self._check_resolution(system.eigenvalues[0], system.eigenvalues[-1], system, clock)
+
+    def _check_resolution(self, smallest, largest, value, clock) -> Any:
+        """`value`, if rounding errors in eigenvalues between these two do not matter at this clock.
 
         The response cannot tell eigenvalues much below 1/r(0) from zero: early stopping regularises like `alpha`.
         """
-        smallest, largest = system.eigenvalues[0], system.eigenvalues[-1]
-        noise = jnp.maximum(jnp.finfo(smallest.dtype).eps * largest, -(smallest - self.alpha))
-        reach = jnp.max(self._response.value(jnp.zeros((), smallest.dtype), clock))
+        noise = jnp.maximum(jnp.finfo(self.X.dtype).eps * largest, -(smallest - self.alpha))
+        reach = jnp.max(self._response.value(jnp.zeros((), self.X.dtype), clock))
         return _require(
             smallest + 1 / reach >= 4 * noise,
-            system,
+            value,
             f"{self._described_gram} is too close to singular for so long a training time: its smallest "
-            f"eigenvalues are rounding errors. {_remedy(smallest.dtype)} Or train for a shorter time.",
+            f"eigenvalues are rounding errors. {_remedy(self.X.dtype)} Or train for a shorter time.",
         )
 
     def max_learning_rate(self) -> Float[Array, ""]:
@@ -153,7 +224,12 @@ class AbstractKernelTraining(abc.ABC):
 
         It is `2 / (largest eigenvalue of the loss's Hessian)`, in the same units as `learning_rate`.
         """
-        return 2 * self._total_weight / self._cached("eigensystem", self._eigensystem).eigenvalues[-1]
+        return 2 * self._total_weight / self._cached("largest_eigenvalue", self._largest_eigenvalue)
+
+    def _largest_eigenvalue(self):
+        if self._iterative is None:
+            return self._cached("eigensystem", self._eigensystem).eigenvalues[-1]
+        return largest_eigenvalue(self._regularised_gram(), self._iterative)
 
     # Kernels
 
@@ -166,13 +242,37 @@ class AbstractKernelTraining(abc.ABC):
             return tuple(map(self._cast, nngp_and_ntk(self.ntk.net, X_test, self.X)))
         return tuple(self._cast(kernel.cross_covariance(X_test, self.X)) for kernel in (self.nngp, self.ntk))
 
+    @property
+    def gram(self) -> Float[Array, "N N"]:
+        """The Gram matrix of the kernel that trains, without rows of weight zero; computed if it was not."""
+        return self._gram()
+
+    def _gram(self):
+        return self._cached("gram", self._training_gram)
+
+    def _operator(self) -> GramOperator:
+        """The same matrix as a function of vectors, and its rows for new inputs."""
+        return self._cached("operator", lambda: GramOperator(self.ntk, self.X))
+
+    def _regularised_gram(self) -> RegularisedGram:
+        return RegularisedGram(self._operator(), self._root_weights, jnp.asarray(self.alpha, float))
+
     def _training_gram(self):
         gram = self._cast(self.ntk.gram(self.X).as_matrix())
         message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
         return _require(_all_finite(gram), gram, message)
 
     def _prior_gram(self):
-        return self.gram if self.nngp is self.ntk else self._cast(self.nngp.gram(self.X).as_matrix())
+        return self._gram() if self.nngp is self.ntk else self._cast(self.nngp.gram(self.X).as_matrix())
+
+    def _prior_product(self, vectors: Float[Array, "T N M"]) -> Float[Array, "T N M"]:
+        """The prior's Gram matrix times vectors."""
+        if self._iterative is None:
+            return _products(self._cached("prior_gram", self._prior_gram), vectors)
+        columns = jnp.moveaxis(vectors, 1, 0).reshape(len(self.X), -1)
+        operator = self._cached("prior_operator", lambda: GramOperator(self.nngp, self.X))
+        images = self._cast(operator @ columns).reshape(len(self.X), len(vectors), -1)
+        return jnp.moveaxis(images, 1, 0)
 
     def _test_inputs(self, X_test):
         X_test = _checks.inputs("X_test", X_test)
@@ -186,7 +286,7 @@ class AbstractKernelTraining(abc.ABC):
     @property
     def _described_gram(self) -> str:
         alpha = "traced" if _checks.is_traced(self.alpha) else f"{float(self.alpha):g}"
-        n, dtype = len(self.gram), self.gram.dtype
+        n, dtype = len(self.X), self.X.dtype
         return f"The regularised Gram matrix ({n} x {n}, {dtype}, alpha = {alpha})"
 
     def _cached(self, name: str, compute: Callable) -> Any:
@@ -294,7 +394,7 @@ class GradientFlow(AbstractKernelTraining):
         if self.loss == "squared":
             return super().max_learning_rate()
         # The Hessian of the cross-entropy in the outputs of one input is at most 1/2.
-        largest = self._cached("eigensystem", self._eigensystem).eigenvalues[-1] - self.alpha
+        largest = self._cached("largest_eigenvalue", self._largest_eigenvalue) - self.alpha
         return 2 * self._total_weight / (largest / 2 + self.alpha)
 
     def _clock(self, times):
@@ -303,9 +403,9 @@ class GradientFlow(AbstractKernelTraining):
     def _coefficients(self, times):
         if self.loss == "squared":
             return super()._coefficients(times)
-        return cross_entropy_coefficients(
-            self.gram, self.y, self._root_weights**2, jnp.asarray(self.alpha, self.gram.dtype), self._clock(times)
-        )
+        product = self._operator().__matmul__ if self._iterative else jax.tree_util.Partial(_matmul, self._gram())
+        alpha = jnp.asarray(self.alpha, self.X.dtype)
+        return cross_entropy_coefficients(product, self.y, self._root_weights**2, alpha, self._clock(times))
 
     def _check_gaussian(self):
         if self.loss != "squared":
@@ -339,8 +439,11 @@ class GradientDescent(AbstractKernelTraining):
         alpha: float = 0.0,
         reduction: str = "sum",
         sample_weight: Float[Array, " N"] | None = None,
+        solver: str | MatrixFree = "auto",
     ):
-        super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, "eigh")
+        if solver == "cholesky":
+            raise ValueError("`solver` must be 'auto', 'eigh' or 'matrix_free' for descent, got 'cholesky'.")
+        super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, solver)
 
     def mean(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "..."]:
         """Mean output after a number of steps, or after each of a vector of numbers; see `GradientFlow.mean`."""
@@ -400,20 +503,44 @@ def _responded(response, system, clock, root_weights, rhs):
     return root_weights * respond(response, system, clock, root_weights * rhs)
 
 
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
 @jax.jit
-def _outputs(cross, coefficients):
-    return jnp.einsum("mn,tnq->tmq", cross, coefficients, precision=jax.lax.Precision.HIGHEST)
+def _products(matrix, vectors):
+    return _matmul(matrix, vectors)
+
+
+@jax.jit
+def _quadratic(matrix, vectors):
+    return _matmul(vectors.T, _matmul(matrix, vectors))
 
 
 @eqx.filter_jit
-def _propagated(prior, prior_gram, prior_cross, response, diagonal: bool):
-    """`(1, -A) K (1, -A)^T` with `response = A^T` (N, M), or the diagonal of it."""
-    precision = jax.lax.Precision.HIGHEST
-    half = jnp.matmul(prior_gram, response, precision=precision) / 2 - prior_cross.T
+def _propagated(prior, images, prior_cross, responses, diagonal: bool):
+    """`(1, -A) K (1, -A)^T` or its diagonal, for `responses = A^T` (T, N, M) and their images under K(X, X)."""
+    half = images / 2 - prior_cross.T
     if diagonal:
-        return jnp.maximum(prior + 2 * jnp.sum(response * half, axis=0), 0.0)
-    change = jnp.matmul(response.T, half, precision=precision)
-    return prior + change + change.T
+        return jnp.maximum(prior + 2 * jnp.sum(responses * half, axis=1), 0.0)
+    change = _matmul(jnp.swapaxes(responses, 1, 2), half)
+    return prior + change + jnp.swapaxes(change, 1, 2)
+
+
+@eqx.filter_jit
+def _spread_in_eigenbasis(
+    response, system, clock, rotated_prior, root_weights, prior, prior_cross, cross, diagonal: bool
+):
+    """`_propagated` for a vector of clocks, with the eigenvectors of B as the basis: one product a clock."""
+    to_basis = (root_weights * system.eigenvectors).T
+    cross, prior_cross = _matmul(to_basis, cross.T), _matmul(to_basis, prior_cross.T)
+
+    def at(clock):
+        responses = response.value(system.eigenvalues, clock)[:, None] * cross
+        return _propagated(
+            prior, _matmul(rotated_prior, responses)[None], prior_cross.T, responses[None], diagonal
+        )[0]
+
+    return jax.lax.map(at, clock)
 
 
 # Checks
@@ -442,6 +569,25 @@ def _remedy(dtype) -> str:
             "Raise `alpha`, or compute in float64: `jax.enable_x64(True)`, or `dtype='float64'` of an estimator."
         )
     return "Raise `alpha`, and look for duplicate inputs."
+
+
+def checked_solver(solver: Any) -> Any:
+    """`solver`, a name or settings of the matrix-free one."""
+    if isinstance(solver, MatrixFree):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(
+            f"`solver` must be one of {', '.join(map(repr, SOLVERS))} or MatrixFree(), got {solver!r}."
+        )
+    return _checks.option("solver", solver, SOLVERS)
+
+
+def _iterative(solver: str | MatrixFree, X: Float[Array, "N D"]) -> MatrixFree | None:
+    """Settings of the solver that does without the Gram matrix, if it is the one to use."""
+    if isinstance(solver, MatrixFree):
+        return solver
+    too_large = len(X) ** 2 * X.dtype.itemsize > _LARGEST_STORED_GRAM
+    return MatrixFree() if solver == "matrix_free" or (solver == "auto" and too_large) else None
 
 
 def _parameter(name: str, value: Any, *, strict: bool = False) -> Any:

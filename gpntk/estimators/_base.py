@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from gpntk import _checks
 from gpntk.dynamics import GradientFlow
-from gpntk.dynamics._training import SOLVERS, checked_weights
+from gpntk.dynamics._training import checked_solver, checked_weights
 from gpntk.kernels import NNGP, NTK
 from gpntk.networks import MLP, AbstractNetwork
 
@@ -25,7 +25,7 @@ class AbstractNTKEstimator(BaseEstimator):
         _checks.real_number("learning_rate", self.learning_rate, minimum=0.0, strict=True)
         _checks.real_number("alpha", self.alpha, minimum=0.0)
         _checks.option("reduction", self.reduction, ("sum", "mean"))
-        _checks.option("solver", self.solver, SOLVERS)
+        checked_solver(self.solver)
         _checks.option("dtype", self.dtype, ("float64", "float32"))
         X, y = validate_data(self, X, y, dtype=self.dtype, **validation)
         if sample_weight is not None:
@@ -62,6 +62,7 @@ class AbstractNTKEstimator(BaseEstimator):
             )
             # Numbers of the fit: a Gram matrix that cannot be used is found here, and not when predicting.
             self.dual_coef_ = np.asarray(self._flow.dual_coefficients(float(self.time)))
+            self.solver_report_ = self._flow.solver_report
 
     def _test_inputs(self, X):
         check_is_fitted(self)

@@ -108,6 +108,90 @@ def diagonal_blocks(diagonal: Callable, features: Any, block_size: int) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[: tiling.size], parts)
 
 
+def cross_product_blocks(
+    pair: Callable, features1: Any, features2: Any, vectors: Float[Array, "N2 m"], block_size: int
+) -> Float[Array, "N1 m"]:
+    """`pair(features1, features2) @ vectors`, tile by tile: none is kept.
+
+    Args:
+        pair: maps the features of n1 and n2 inputs to an (n1, n2) array.
+        features1: pytree of arrays with leading axis N1.
+        features2: pytree of arrays with leading axis N2.
+        vectors: (N2, m).
+        block_size: largest number of inputs on either side of a tile.
+
+    Returns:
+        (N1, m), accumulated in the more precise of the two dtypes.
+    """
+    tiling1, tiling2 = _Tiling.of(features1, block_size), _Tiling.of(features2, block_size)
+    features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
+    vectors = tiling2.pad_with_zeros(vectors)
+
+    @jax.checkpoint
+    def product(row, column, vectors):
+        tile = pair(tiling1.take(features1, row), tiling2.take(features2, column))
+        return _matmul(tile, tiling2.take(vectors, column))
+
+    def rows(row):
+        add = lambda total, column: (total + product(row, column, vectors), None)  # noqa: E731
+        return jax.lax.scan(add, _zeros_like_result(product, row, 0, vectors), np.arange(tiling2.tiles))[0]
+
+    parts = jax.lax.map(rows, np.arange(tiling1.tiles))
+    return parts.reshape(-1, *parts.shape[2:])[: tiling1.size]
+
+
+def gram_product_blocks(
+    pair: Callable, diagonal: Callable, features: Any, vectors: Float[Array, "N m"], block_size: int
+) -> Float[Array, "N m"]:
+    """`gram_blocks(...) @ vectors`: each tile of the upper triangle is computed, used twice and dropped.
+
+    Args:
+        pair: maps the features of n1 and n2 inputs to an (n1, n2) array.
+        diagonal: maps the features of n inputs to the exact diagonal, (n,).
+        features: pytree of arrays with leading axis N.
+        vectors: (N, m).
+        block_size: largest number of inputs on a side of a tile.
+
+    Returns:
+        (N, m), accumulated in the more precise of the two dtypes.
+    """
+    tiling = _Tiling.of(features, block_size)
+    diagonals = tiling.pad(diagonal_blocks(diagonal, features, block_size))
+    features, vectors = tiling.pad(features), tiling.pad_with_zeros(vectors)
+
+    @jax.checkpoint
+    def products(row, column, vectors):
+        """What the tile adds to its rows, and what its mirror image adds to theirs."""
+        part = tiling.take(features, row)
+        tile = pair(part, tiling.take(features, column))
+        on_diagonal = row == column
+        tile = jnp.where(on_diagonal, _symmetric(tile, tiling.take(diagonals, row)), tile)
+        mirrored = _matmul(tile.T, tiling.take(vectors, row))
+        return _matmul(tile, tiling.take(vectors, column)), jnp.where(on_diagonal, 0.0, mirrored)
+
+    def add(total, index):
+        row, column = index
+        for position, part in zip(index, products(row, column, vectors), strict=True):
+            start = position * tiling.block
+            present = jax.lax.dynamic_slice_in_dim(total, start, tiling.block)
+            total = jax.lax.dynamic_update_slice_in_dim(total, present + part, start, axis=0)
+        return total, None
+
+    part = _zeros_like_result(lambda v: products(0, 0, v)[0], vectors)
+    total = jnp.zeros((tiling.padded, vectors.shape[1]), part.dtype)
+    return jax.lax.scan(add, total, np.triu_indices(tiling.tiles))[0][: tiling.size]
+
+
+def _matmul(tile: Float[Array, "n1 n2"], vectors: Float[Array, "n2 m"]) -> Float[Array, "n1 m"]:
+    dtype = jnp.promote_types(tile.dtype, vectors.dtype)
+    return jnp.matmul(tile.astype(dtype), vectors.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+
+
+def _zeros_like_result(function: Callable, *arguments: Any) -> Array:
+    shape = jax.eval_shape(function, *arguments)
+    return jnp.zeros(shape.shape, shape.dtype)
+
+
 class _Tile(NamedTuple):
     """A tile of a Gram matrix, with the diagonal it would have if it were on the diagonal."""
 
@@ -221,6 +305,9 @@ class _Tiling:
         return jax.tree.map(
             lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), features
         )
+
+    def pad_with_zeros(self, vectors: Float[Array, "N m"]) -> Float[Array, "_ m"]:
+        return jnp.pad(vectors, ((0, self.padded - self.size), (0, 0)))
 
     def take(self, features: Any, index) -> Any:
         return jax.tree.map(

@@ -1,0 +1,116 @@
+"""Gram matrices as what they do to vectors: matrices too large for memory are recomputed in tiles at every use."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from gpjax.kernels import AbstractKernel
+from jaxtyping import Array, Float, Int
+
+from gpntk import _checks
+from gpntk.kernels._base import AbstractFeatureKernel, Sum
+from gpntk.kernels._engine import (
+    BlockedComputation,
+    cross_product_blocks,
+    default_block_size,
+    diagonal_blocks,
+    gram_product_blocks,
+)
+
+
+class GramOperator(eqx.Module):
+    """The Gram matrix of a kernel on a set of inputs, without ever holding it.
+
+    A product with vectors evaluates the upper triangle of the matrix in tiles, each of which is used for all
+    vectors and dropped: it costs half the kernel evaluations of the matrix, and the memory of the vectors and a
+    few tiles. Vectors in a higher precision than the kernel's keep theirs: a float32 kernel times float64 vectors
+    is accumulated in float64, which is what iterative solvers need.
+
+    Products are pure functions of the kernel's parameters: they work under `jit`, `grad` and `vmap`, and
+    recompute tiles in the backward pass.
+
+    Args:
+        kernel: a GPJax kernel; those of other packages are evaluated tile by tile as well.
+        x: inputs, (N, D).
+
+    Raises:
+        ValueError: if `x` is not a finite 2-D array that fits the kernel.
+        TypeError: if `kernel` is not a GPJax kernel of one output.
+
+    >>> import gpntk, jax.numpy as jnp
+    >>> x = jnp.linspace(-1.0, 1.0, 5)[:, None]
+    >>> operator = gpntk.GramOperator(gpntk.NTK(gpntk.MLP()), x)
+    >>> bool(jnp.allclose(operator @ jnp.eye(5), operator.kernel.gram(x).as_matrix(), atol=1e-6))
+    True
+    """
+
+    kernel: AbstractFeatureKernel
+    features: Any
+    block_size: int = eqx.field(static=True)
+
+    def __init__(self, kernel: AbstractKernel, x: Float[Array, "N D"]):
+        _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
+        # A sum of one kernel is that kernel, evaluated by our engine.
+        self.kernel = kernel if isinstance(kernel, AbstractFeatureKernel) else Sum(kernel)
+        self.features = self._checked_features("x", x)
+        engine = self.kernel.compute_engine
+        chosen = engine.block_size if isinstance(engine, BlockedComputation) else None
+        self.block_size = chosen or default_block_size(self.kernel.sites_per_pair)
+
+    @property
+    def size(self) -> int:
+        """N, the number of inputs."""
+        return jax.tree.leaves(self.features)[0].shape[0]
+
+    @property
+    def dtype(self) -> Any:
+        """The precision of the kernel's values."""
+        return eqx.filter_eval_shape(self.kernel.diagonal_values, self.features).dtype
+
+    def __matmul__(self, vectors: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+        """The product with one vector (N,) or with the columns of (N, m)."""
+        vectors = jnp.asarray(vectors)
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
+            raise ValueError(f"Vectors must have shape ({self.size},) or ({self.size}, m), got {vectors.shape}.")
+        return _gram_product(self, vectors.reshape(self.size, -1)).reshape(vectors.shape)
+
+    def diagonal(self) -> Float[Array, " N"]:
+        """The exact diagonal."""
+        return _diagonal(self)
+
+    def columns(self, indices: Int[Array, " k"]) -> Float[Array, "N k"]:
+        """The columns at `indices`; for use inside compiled loops."""
+        return self.kernel.pair(self.features, jax.tree.map(lambda leaf: leaf[indices], self.features))
+
+    def cross_product(self, x: Float[Array, "M D"], vectors: Float[Array, "N m"]) -> Float[Array, "M m"]:
+        """`k(x, X) @ vectors` for new inputs `x`, without the matrix of M x N kernel values."""
+        return _cross_product(self, self._checked_features("x", x), vectors)
+
+    def _checked_features(self, name, x):
+        features = _features(self.kernel, _checks.inputs(name, x))
+        self.kernel.check_features(features)
+        return features
+
+
+@eqx.filter_jit
+def _features(kernel, x):
+    return kernel.features(x)
+
+
+@eqx.filter_jit
+def _gram_product(operator, vectors):
+    kernel = operator.kernel
+    return gram_product_blocks(
+        kernel.pair, kernel.diagonal_values, operator.features, vectors, operator.block_size
+    )
+
+
+@eqx.filter_jit
+def _cross_product(operator, features, vectors):
+    return cross_product_blocks(operator.kernel.pair, features, operator.features, vectors, operator.block_size)
+
+
+@eqx.filter_jit
+def _diagonal(operator):
+    return diagonal_blocks(operator.kernel.diagonal_values, operator.features, operator.block_size)
