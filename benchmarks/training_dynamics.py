@@ -10,7 +10,7 @@ Timed in alternation, in one run, the first call (which compiles) apart from the
     GaussianProcessRegressor, KernelRidge   scikit-learn, RBF kernel with fixed hyperparameters
 
 Then, in float64: means and covariances of `GradientFlow` against neural-tangents at five times; and what 100
-further times cost after a fit, relative to one.
+further times cost after a fit, relative to one, for the mean and for the spread.
 """
 
 from __future__ import annotations
@@ -121,19 +121,25 @@ def agreement() -> dict[str, list[float]]:
     return rows
 
 
-def hundred_times(n: int) -> dict[str, float]:
-    """Seconds of one time and of a hundred, after the fit and after compilation."""
+def hundred_times(n: int) -> dict[str, dict[str, float]]:
+    """Seconds of one time and of a hundred, after the fit and after compilation, for means and variances."""
     x, y, x_test = data(n, 20, 200, np.float64)
-    model = gpntk.NTKRegressor(peers.to_gpntk(NET), time=TIME, alpha=ALPHA).fit(x, y)
+    network = peers.to_gpntk(NET)
     one, hundred = np.array([TIME]), np.geomspace(0.01, 100.0, 100)
-    for times in (one, hundred):
-        model.predict_path(x_test, times)
-    rounds = [
-        [measure.seconds(lambda t=t: model.predict_path(x_test, t)) for t in (one, hundred)] for _ in range(9)
-    ]
-    medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    print(f"\nN = {n}, after a fit: one time {medians[0]:.4f} s, a hundred {medians[1]:.4f} s")
-    return {"one": medians[0], "hundred": medians[1]}
+    results = {}
+    with jax.enable_x64(True):
+        flow = gpntk.GradientFlow(gpntk.NTK(network), gpntk.NNGP(network), x, y, alpha=ALPHA)
+        for name, quantity, repeat in (("mean", flow.mean, 9), ("variance", flow.variance, 3)):
+            calls = [
+                lambda q=quantity, times=times: jax.block_until_ready(q(x_test, times)) for times in (one, hundred)
+            ]
+            for call in calls:
+                call()
+            rounds = [[measure.seconds(call) for call in calls] for _ in range(repeat)]
+            medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+            print(f"N = {n}, {name} after a fit: one time {medians[0]:.4f} s, a hundred {medians[1]:.4f} s")
+            results[name] = {"one": medians[0], "hundred": medians[1]}
+    return results
 
 
 if __name__ == "__main__":

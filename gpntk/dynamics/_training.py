@@ -187,7 +187,7 @@ class AbstractKernelTraining(abc.ABC):
         return eigensystem(_weighted(self._gram(), self._root_weights, self.alpha))
 
     def _cholesky(self) -> Float[Array, "N N"]:
-        factor, pivot = _factorise(_weighted(self._gram(), self._root_weights, self.alpha))
+        factor, pivot = _factorise(self._gram(), self._root_weights, self.alpha)
         # Each pivot is what is left of a variance given the inputs before, as a fraction of that variance. Its
         # rounding error grows like the root of the number of subtractions.
         limit = float(jnp.finfo(factor.dtype).eps) * len(factor) ** 0.5
@@ -310,7 +310,9 @@ class GradientFlow(AbstractKernelTraining):
 
     (Jacot, Gabriel & Hongler 2018, arXiv:1806.07572, section 5; Lee et al. 2019, arXiv:1902.06720, equations 14
     to 16). Pass the NNGP as first kernel to train the readout layer only. The first finite time costs one
-    eigendecomposition, every further time a matrix-vector product; infinite time costs a Cholesky factor.
+    eigendecomposition, every further time a matrix-vector product for the mean and a product of the N x N matrix
+    with one column a test input for the spread; infinite time costs a Cholesky factor. Data sets whose Gram matrix
+    does not fit into memory are left to iterative solvers, see `gpntk.MatrixFree`.
 
     For `loss="cross_entropy"` targets are class probabilities, one row an input, and the mean is the softmax
     cross-entropy flow $\dot f = -\eta (\Theta\, \partial L/\partial f + \alpha f)$ from $f = 0$, the prior mean.
@@ -330,12 +332,19 @@ class GradientFlow(AbstractKernelTraining):
         reduction: "sum", or "mean": all of the loss, weight decay included, is divided by the sum of the sample
             weights, which slows the clock: $\eta \to \eta / \sum_i w_i$.
         sample_weight: (N,), non-negative; `None` means ones. A weight of 2 equals a row given twice.
-        solver: "cholesky" (infinite time only), "eigh", or "auto", which takes the cheaper one.
+        solver: "cholesky" (infinite time only), "eigh", "matrix_free" or its settings `MatrixFree(...)`, or
+            "auto": matrix-free for Gram matrices above 2 GiB, otherwise the cheaper one of the others.
 
     Raises:
         ValueError: naming the argument, what is allowed and what was given; a Gram matrix too close to singular
             for the time asked for. Inside `jit` the latter is a runtime error.
         TypeError: for arguments of the wrong kind.
+
+    Warns:
+        ConvergenceWarning: scikit-learn's, if an iterative solver does not reach its tolerance.
+
+    Attributes:
+        solver_report: what the iterative solver did for the mean, a `SolverReport`; `None` for the others.
 
     >>> import gpntk, numpy as np
     >>> net = gpntk.MLP(depth=1, bias_variance=0.1)
@@ -358,7 +367,7 @@ class GradientFlow(AbstractKernelTraining):
         loss: str = "squared",
         reduction: str = "sum",
         sample_weight: Float[Array, " N"] | None = None,
-        solver: str = "auto",
+        solver: str | MatrixFree = "auto",
     ):
         self.loss = _checks.option("loss", loss, ("squared", "cross_entropy"))
         super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, solver)
@@ -421,7 +430,7 @@ class GradientDescent(AbstractKernelTraining):
     $e^{-\eta B t}$; for small steps they agree at $t = k$. The loss is the squared one.
 
     Arguments are those of `GradientFlow`; `learning_rate` is the step size and must be below
-    `max_learning_rate()`.
+    `max_learning_rate()`, and `solver="cholesky"` does not apply.
 
     Raises:
         ValueError: as for `GradientFlow`, and for a step size at which gradient descent diverges.
@@ -478,8 +487,9 @@ def _weighted(gram, root_weights, alpha):
 
 
 @jax.jit
-def _factorise(matrix):
-    """Cholesky factor and its smallest pivot relative to the diagonal of the matrix."""
+def _factorise(gram, root_weights, alpha):
+    """Cholesky factor of B and its smallest pivot relative to the diagonal of B."""
+    matrix = _weighted(gram, root_weights, alpha)  # in this very function, which may then overwrite it
     factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
     return factor, jnp.min(jnp.diagonal(factor) ** 2 / jnp.diagonal(matrix))
 

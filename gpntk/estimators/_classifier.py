@@ -11,6 +11,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
 from gpntk import _checks
+from gpntk.dynamics import MatrixFree
 from gpntk.estimators._base import AbstractNTKEstimator
 from gpntk.networks import AbstractNetwork
 
@@ -34,7 +35,9 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
         alpha: weight decay towards the initialisation, added to the diagonal of the Gram matrix.
         loss: "squared" or "cross_entropy".
         reduction: "sum" of the losses of the rows, or their "mean".
-        solver: "cholesky" (infinite time only), "eigh", or "auto"; of no meaning for the cross-entropy.
+        solver: "cholesky" (infinite time only), "eigh", "matrix_free" or its settings `MatrixFree(...)`, or
+            "auto": matrix-free for Gram matrices above 2 GiB, otherwise the cheaper one of the others. For
+            the cross-entropy it only says whether the Gram matrix is stored.
         dtype: precision of the computation, "float64" or "float32".
 
     Attributes:
@@ -42,6 +45,7 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
         kernel_: the kernel that trains.
         prior_: the kernel of the prior, or `None`.
         dual_coef_: coefficients of `kernel_(x, X)` in the outputs at `time`, without the rows of weight zero.
+        solver_report_: iterations and residual of the matrix-free solver, `None` for the others.
         n_features_in_: number of features.
         feature_names_in_: their names, where they are strings.
 
@@ -61,7 +65,7 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
         alpha: float = 1e-6,
         loss: str = "squared",
         reduction: str = "sum",
-        solver: str = "auto",
+        solver: str | MatrixFree = "auto",
         dtype: str = "float64",
     ):
         self.network = network

@@ -9,6 +9,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils import check_random_state
 
 from gpntk import _checks
+from gpntk.dynamics import MatrixFree
 from gpntk.estimators._base import AbstractNTKEstimator
 from gpntk.networks import AbstractNetwork
 
@@ -30,7 +31,8 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         alpha: weight decay towards the initialisation, added to the diagonal of the Gram matrix.
         loss: "squared".
         reduction: "sum" of the losses of the rows, or their "mean", which divides the clock by the number of rows.
-        solver: "cholesky" (infinite time only), "eigh", or "auto".
+        solver: "cholesky" (infinite time only), "eigh", "matrix_free" or its settings `MatrixFree(...)`, or
+            "auto": matrix-free for Gram matrices above 2 GiB, otherwise the cheaper one of the others.
         normalize_y: whether each target is shifted and scaled to zero mean and unit variance for the fit.
         dtype: precision of the computation, "float64" or "float32".
 
@@ -39,6 +41,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         prior_: the kernel of the prior, or `None`.
         dual_coef_: coefficients of `kernel_(x, X)` in the mean at `time`, in units of the normalised
             target, without the rows of weight zero.
+        solver_report_: iterations and residual of the matrix-free solver, `None` for the others.
         n_features_in_: number of features.
         feature_names_in_: their names, where they are strings.
 
@@ -59,7 +62,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         alpha: float = 1e-6,
         loss: str = "squared",
         reduction: str = "sum",
-        solver: str = "auto",
+        solver: str | MatrixFree = "auto",
         normalize_y: bool = False,
         dtype: str = "float64",
     ):
