@@ -56,7 +56,7 @@ _PUBLIC = {
         "unpooled_kernels",
     ),
     "groups": (),
-    "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "equivariant"),
+    "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "SphericalCNN", "equivariant"),
     "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
     "estimators": ("NTKClassifier", "NTKRegressor"),
     "finite_width": ("cumulants", "finite_width_posterior", "sample_cumulants"),

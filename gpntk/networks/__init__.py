@@ -13,4 +13,5 @@ from gpntk.networks._mlp import MLP as MLP
 from gpntk.networks._network import AbstractNetwork as AbstractNetwork, NetworkFeatures as NetworkFeatures
 from gpntk.networks._planar import CNN as CNN, PlanarGroupCNN as PlanarGroupCNN
 from gpntk.networks._pooling_network import AbstractPoolingNetwork as AbstractPoolingNetwork
+from gpntk.networks._spherical import SphericalCNN as SphericalCNN
 from gpntk.networks._state import KernelState as KernelState

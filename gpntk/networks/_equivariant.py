@@ -4,11 +4,12 @@ import inspect
 from typing import Any
 
 from gpntk import _checks
-from gpntk.groups import AbstractGroup, FiniteGroup
+from gpntk.groups import SO3, AbstractGroup, FiniteGroup
 from gpntk.networks._finite_group import FiniteGroupCNN
 from gpntk.networks._mlp import MLP
 from gpntk.networks._network import AbstractNetwork
 from gpntk.networks._planar import CNN, PlanarGroupCNN, planar_group_name
+from gpntk.networks._spherical import SphericalCNN
 
 
 def equivariant(net: AbstractNetwork, group: AbstractGroup) -> AbstractNetwork:
@@ -20,10 +21,12 @@ def equivariant(net: AbstractNetwork, group: AbstractGroup) -> AbstractNetwork:
 
     Args:
         net: an `MLP`, or a `CNN` on square images whose filters rotations map to themselves.
-        group: a finite group for an `MLP`, `groups.C4(input_shape)` or `groups.D4(input_shape)` for a `CNN`.
+        group: a finite group or `groups.SO3(...)` for an `MLP`, `groups.C4(input_shape)` or
+            `groups.D4(input_shape)` for a `CNN`.
 
     Returns:
-        A `FiniteGroupCNN` or a `PlanarGroupCNN` with the same depth, activation and variances.
+        A `FiniteGroupCNN`, `SphericalCNN` or `PlanarGroupCNN` with the same depth, activation and variances. A
+        `SphericalCNN` takes signals in the sampling of the group, while `net` sees them embedded.
 
     Raises:
         ValueError: if there is no such network for this pair.
@@ -38,6 +41,8 @@ def equivariant(net: AbstractNetwork, group: AbstractGroup) -> AbstractNetwork:
     _checks.instance("group", group, AbstractGroup, "a group such as gpntk.groups.C4((28, 28, 1))")
     if isinstance(net, MLP) and isinstance(group, FiniteGroup):
         return FiniteGroupCNN(group, channels=group.channels, **_shared(net, FiniteGroupCNN))
+    if isinstance(net, MLP) and isinstance(group, SO3):
+        return SphericalCNN(**group.arguments(), **_shared(net, SphericalCNN))
     if isinstance(net, CNN):
         name = planar_group_name(group, net.input_shape)
         if name is not None:
@@ -47,8 +52,8 @@ def equivariant(net: AbstractNetwork, group: AbstractGroup) -> AbstractNetwork:
             f"for this CNN, got {group!r}."
         )
     raise ValueError(
-        "`net` must be an MLP (with a finite group) or a CNN (with C4 or D4) to have an equivariant version, "
-        f"got {type(net).__name__} with {group!r}."
+        "`net` must be an MLP (with a finite group or SO3) or a CNN (with C4 or D4) to have an equivariant "
+        f"version, got {type(net).__name__} with {group!r}."
     )
 
 

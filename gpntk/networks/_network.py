@@ -135,7 +135,7 @@ class AbstractNetwork(eqx.Module):
             jax.tree.map(lambda leaf: leaf[:, None], left),
             jax.tree.map(lambda leaf: leaf[None, :], right),
         )
-        return _propagate(layers, nngp, per_row, per_column)
+        return propagate(layers, nngp, per_row, per_column)
 
     def diagonal(self, features: NetworkFeatures) -> KernelState:
         """NNGP and NTK of each input with itself, of shape (N,) each."""
@@ -144,7 +144,7 @@ class AbstractNetwork(eqx.Module):
     def paired_kernels(self, features1: NetworkFeatures, features2: NetworkFeatures) -> KernelState:
         """NNGP and NTK of inputs paired elementwise, of shape (N,) each."""
         nngp = self.domain.paired_covariance(features1.embedded, features2.embedded)
-        return _propagate(self.layers, nngp, *self._aligned(features1, features2))
+        return propagate(self.layers, nngp, *self._aligned(features1, features2))
 
     def _aligned(self, features1: NetworkFeatures, features2: NetworkFeatures) -> tuple[Any, Any]:
         """Features of all layers, for each input, in shapes that broadcast against the sites of a pair."""
@@ -273,7 +273,8 @@ def _series_error(features: NetworkFeatures) -> float:
     return max((float(jnp.max(bound)) for s in series for bound in (s.error, s.slope_error)), default=0.0)
 
 
-def _propagate(layers, nngp: Float[Array, "..."], features1, features2) -> KernelState:
+def propagate(layers, nngp: Float[Array, "..."], features1, features2) -> KernelState:
+    """Kernels after some layers, from those of the inputs and the features of both at every layer."""
     state = KernelState(nngp, jnp.zeros_like(nngp))
     for layer, layer_features1, layer_features2 in zip(layers, features1, features2, strict=True):
         state = layer.propagate(state, layer_features1, layer_features2)
