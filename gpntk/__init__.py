@@ -59,7 +59,14 @@ _PUBLIC = {
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "SphericalCNN", "equivariant"),
     "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
     "estimators": ("NTKClassifier", "NTKRegressor"),
-    "finite_width": ("cumulants", "finite_width_posterior", "sample_cumulants"),
+    "finite_width": (
+        "critical_initialization",
+        "cumulants",
+        "depth_to_width",
+        "finite_width_posterior",
+        "sample_cumulants",
+        "susceptibilities",
+    ),
     "sampling": (
         "empirical_ntk",
         "linearize",

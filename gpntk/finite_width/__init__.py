@@ -1,5 +1,11 @@
 """Finite width: every statistic at order 1/n."""
 
+from gpntk.finite_width._criticality import (
+    CriticalInitialization as CriticalInitialization,
+    critical_initialization as critical_initialization,
+    depth_to_width as depth_to_width,
+    susceptibilities as susceptibilities,
+)
 from gpntk.finite_width._cumulants import (
     Corrected as Corrected,
     CorrectedFactors as CorrectedFactors,

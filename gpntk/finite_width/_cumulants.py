@@ -21,6 +21,8 @@ from gpntk.finite_width._pairs import (
     check_inputs,
     input_features,
     pair_statistics,
+    relative_fluctuation,
+    smallest_width,
     warn_if_narrow,
 )
 from gpntk.finite_width._recursion import Statistics, next_layer
@@ -76,6 +78,11 @@ class Cumulants:
     B: Float[np.ndarray, "N N N N"]
     error_estimate: dict[str, float]
     layers: tuple["Cumulants", ...] = ()
+
+    @property
+    def smallest_width(self) -> int:
+        """The width below which `at` warns: kernels fluctuate by more than half of themselves."""
+        return smallest_width(relative_fluctuation(np.diagonal(self.K), np.einsum("aaaa->a", self.V)))
 
     def at(self, width: float) -> Corrected:
         """Corrected kernels and fluctuation covariances at a width of the last hidden layer.
@@ -194,7 +201,7 @@ def _recursions(net, features):
     """Statistics of inputs and of their pairs at every layer."""
     inputs = input_features(net, features.embedded.variance)
     covariance = net.domain.covariance(features.embedded, features.embedded)
-    pairs = pair_statistics(net, 0.5 * (covariance + covariance.T), inputs, inputs)
+    pairs = pair_statistics(net, 0.5 * (covariance + covariance.T), inputs, inputs, every_layer=True)
     return inputs, pairs
 
 

@@ -11,6 +11,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -116,44 +117,47 @@ def _polar_sources(degree, factors, slopes, covariance, inputs1, inputs2, follow
     angle = jnp.arctan2(sine, jnp.clip(rho, -1.0, 1.0))
     # E[r^2] and E[r^4] of a two-dimensional standard Gaussian, for the moments of orders 2 and 4 in sigma.
     radial2, radial4 = (2.0, 8.0) if degree else (1.0, 1.0)
-    weights = jnp.sqrt(following.ratio), jnp.sqrt(following.inverse_ratio)
+    weights = [standard_deviation(ratio)[0] for ratio in following]
 
-    second = dict.fromkeys(("e", "a", "b", "k"), 0.0)
-    fourth = dict.fromkeys(("ee", "ea", "eb", "aa", "ab", "bb"), 0.0)
-    with_slopes = dict.fromkeys(("e", "a", "b", "k"), 0.0)
-    slope_mean = 0.0
-    for start, stop, relative_sign in (
-        (angle - 0.5 * math.pi, 0.5 * math.pi, 1),
-        (-0.5 * math.pi, angle - 0.5 * math.pi, -1),
-    ):
-        for sign in (0, 1):
-            one, other = factors[sign], factors[sign if relative_sign == 1 else 1 - sign]
-            slope = slopes[sign] * slopes[sign if relative_sign == 1 else 1 - sign]
-            if one == other == 0.0:
-                continue
-            for point, weight in zip(_POINTS, _WEIGHTS, strict=True):
-                half = 0.5 * (stop - start)
-                measure = weight * half / (2.0 * math.pi)
-                t = start + half * (1.0 + point)
-                s1, s2 = jnp.full_like(t, one), jnp.full_like(t, other)
-                if degree:
-                    s1 = one * scales[0][0] * jnp.abs(jnp.cos(t))
-                    s2 = other * scales[1][0] * jnp.abs(jnp.cos(t - angle))
-                terms = {"e": -0.5 * (weights[0] * s1 - weights[1] * s2) ** 2, "a": s1 * s1, "b": s2 * s2}
-                for name in fourth:
-                    fourth[name] += measure * terms[name[0]] * terms[name[1]]
-                terms["k"] = s1 * s2
-                for name in second:
-                    second[name] += measure * terms[name]
-                    with_slopes[name] += (slope * measure) * terms[name]
-            slope_mean += slope * 0.5 * (stop - start) / math.pi
+    # One row for each point of each sector: signs equal or not, place and weight in the sector, the factors of
+    # both inputs, and the product of their slopes.
+    rows = [
+        (
+            first == second,
+            0.5 * (1.0 + point),
+            weight,
+            factors[first],
+            factors[second],
+            slopes[first] * slopes[second],
+        )
+        for first in (0, 1)
+        for second in (0, 1)
+        if factors[first] or factors[second]
+        for point, weight in zip(_POINTS, _WEIGHTS, strict=True)
+    ]
 
-    mean = {name: radial2 * value for name, value in second.items()}
-    values = {name: radial4 * value - mean[name[0]] * mean[name[1]] for name, value in fourth.items()}
-    mixed = {name: radial2 * value for name, value in with_slopes.items()}
-    rows = [["".join(sorted(i + j, key="eab".index)) for j in "eab"] for i in "eab"]
+    @jax.checkpoint
+    def add(sums, row):
+        equal, place, weight, factor1, factor2, slope = row
+        width = jnp.where(equal, math.pi - angle, angle)
+        t = jnp.where(equal, angle - 0.5 * math.pi, -0.5 * math.pi) + place * width
+        s1, s2 = jnp.full_like(t, factor1), jnp.full_like(t, factor2)
+        if degree:
+            s1 = factor1 * scales[0][0] * jnp.abs(jnp.cos(t))
+            s2 = factor2 * scales[1][0] * jnp.abs(jnp.cos(t - angle))
+        entries = jnp.stack([-0.5 * (weights[0] * s1 - weights[1] * s2) ** 2, s1 * s1, s2 * s2])
+        measure = weight * width / (4.0 * math.pi)
+        second = measure * jnp.concatenate([entries, (s1 * s2)[None]])
+        fourth = measure * entries[:, None] * entries
+        return jax.tree.map(jnp.add, sums, (second, slope * second, fourth, slope * measure)), None
+
+    start = tuple(jnp.zeros((*shape, *rho.shape), rho.dtype) for shape in ((4,), (4,), (3, 3), ()))
+    columns = [jnp.asarray(column) for column in zip(*rows, strict=True)]
+    columns = [column if column.dtype == bool else column.astype(rho.dtype) for column in columns]
+    (second, with_slopes, fourth, slope_mean), _ = jax.lax.scan(add, start, columns)
+    mean, mixed = radial2 * second, radial2 * with_slopes
     return PairSources(
-        jnp.stack([jnp.stack([values[name] for name in row]) for row in rows]),
-        jnp.stack([mixed[name] - mean[name] * slope_mean for name in "eab"]),
-        jnp.stack([jnp.stack([mixed[name] for name in row]) for row in ("ak", "kb")]),
+        radial4 * fourth - mean[:3, None] * mean[:3],
+        mixed[:3] - mean[:3] * slope_mean,
+        jnp.stack([mixed[jnp.array([1, 3])], mixed[jnp.array([3, 2])]]),
     )

@@ -132,15 +132,21 @@ def next_inputs(statistics: InputStatistics, moments: InputMoments, weight_varia
 
 
 def pair_statistics(
-    net: MLP, covariance: Float[Array, "N1 N2"], features1: InputFeatures, features2: InputFeatures
+    net: MLP,
+    covariance: Float[Array, "N1 N2"],
+    features1: InputFeatures,
+    features2: InputFeatures,
+    *,
+    every_layer: bool = False,
 ) -> PairStatistics:
-    """Statistics of all pairs of inputs, with the layer as first axis: preactivations of every layer, and outputs.
+    """Statistics of the outputs for all pairs of inputs.
 
     Args:
         net: the architecture.
         covariance: second moments of pairs of raw inputs.
         features1: features of the N1 inputs of rows.
         features2: features of the N2 inputs of columns.
+        every_layer: whether to return those of the preactivations of every layer too, along a first axis.
     """
     schedule = Schedule.of(net, covariance.dtype)
     first = schedule.weight_variance * covariance + _bias(net, covariance.dtype)
@@ -159,14 +165,16 @@ def pair_statistics(
         pairs = next_pairs(
             statistics, (inputs1, inputs2), (moments1, moments2), maps, sources, following, *constants
         )
-        return pairs, pairs
+        return pairs, pairs if every_layer else None
 
     def by_layer(features: InputFeatures):
         before = jax.tree.map(lambda leaf: leaf[:-1], features.layers)
         return before, features.moments, features.layers.K[1:]
 
     layers = (by_layer(rows), by_layer(columns), schedule.bias_variance, schedule.ratio)
-    following = jax.lax.scan(step, start, layers)[1]
+    outputs, following = jax.lax.scan(step, start, layers)
+    if not every_layer:
+        return outputs
     return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, following)
 
 
@@ -294,15 +302,25 @@ def warn_if_narrow(width: float, variance: Float[np.ndarray, " N"], fluctuation:
         variance: kernel of every input with itself.
         fluctuation: `V` of that entry, width times its variance.
     """
-    relative = np.divide(fluctuation, variance**2, out=np.zeros_like(variance), where=variance > 0)
-    worst = float(np.max(relative, initial=0.0))
+    relative = relative_fluctuation(variance, fluctuation)
+    worst = float(np.max(relative))
     if math.sqrt(worst / width) > 0.5:
         warnings.warn(
             f"The width {width:g} is too small for an expansion in 1/width: the kernel of input "
             f"{int(np.argmax(relative))} with itself fluctuates by {math.sqrt(worst / width):.2f} of its mean. "
-            f"The smallest usable width is {math.ceil(4.0 * worst)}.",
+            f"The smallest usable width is {smallest_width(relative)}.",
             stacklevel=3,
         )
+
+
+def relative_fluctuation(variance: Float[np.ndarray, " N"], fluctuation: Float[np.ndarray, " N"]):
+    """`V / K^2` of every input with itself, 0 where the kernel is 0."""
+    return np.divide(fluctuation, variance**2, out=np.zeros_like(variance), where=variance > 0)
+
+
+def smallest_width(relative: Float[np.ndarray, " N"]) -> int:
+    """The width at which no kernel of an input with itself fluctuates by more than half of its mean."""
+    return max(1, math.ceil(4.0 * float(np.max(relative))))
 
 
 # Share of the slope; rounding leaves 1e-20, a kink of ReLU's size about 0.1.

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
-from gpntk.kernels import nngp_and_ntk
 from gpntk.networks import MLP
 
 _GROUPS = 64
@@ -77,7 +76,7 @@ def sample_cumulants(
     per_group = -(-_checks.integer("n_samples", n_samples, minimum=4 * _GROUPS) // _GROUPS)
     # The NTK of hidden layers is a matrix on neurons for every pair of inputs.
     at_once = max(1, _NUMBERS_AT_ONCE // (max(net.hidden_widths(width)) ** 2 * len(x) ** 2))
-    nngp, ntk = nngp_and_ntk(net, x)
+    nngp, ntk = _infinite_width(net, x)
 
     estimates = []
     for group_key in tqdm(jax.random.split(key, _GROUPS), disable=not progress, desc="networks", unit="group"):
@@ -89,6 +88,12 @@ def sample_cumulants(
         fields[name] = stacked.mean(axis=0)
         fields[f"{name}_se"] = stacked.std(axis=0, ddof=1) / np.sqrt(_GROUPS)
     return SampledCumulants(width=width, n_samples=per_group * _GROUPS, **fields)
+
+
+def _infinite_width(net, x):
+    features = net.features(x)
+    net.check_moments(features)
+    return net.kernels(features, features)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "at_once"))

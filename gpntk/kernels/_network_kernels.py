@@ -1,15 +1,24 @@
 """The NNGP and the NTK of an architecture, as GPJax kernels and as plain functions."""
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from gpjax.kernels.computations import AbstractKernelComputation
 from gpjax.parameters import val
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk.finite_width._pairs import (
+    InputFeatures,
+    check_inputs,
+    input_features,
+    pair_statistics,
+    warn_if_narrow,
+)
 from gpntk.kernels._base import AbstractFeatureKernel
 from gpntk.kernels._engine import (
     BlockedComputation,
@@ -19,18 +28,30 @@ from gpntk.kernels._engine import (
     gram_blocks,
     gram_in_steps,
 )
-from gpntk.networks import AbstractNetwork, KernelState
-from gpntk.networks._network import variance_parameter
+from gpntk.networks import MLP, AbstractNetwork, KernelState
+from gpntk.networks._network import NetworkFeatures, variance_parameter
+
+# Arrays over pairs of inputs that the recursion at order 1/n holds at a time.
+_ARRAYS_PER_PAIR = 64
+
+
+class WidthFeatures(NamedTuple):
+    """What kernels of networks of finite width need to know of each input."""
+
+    network: NetworkFeatures
+    inputs: InputFeatures
 
 
 class AbstractNetworkKernel(AbstractFeatureKernel):
     net: AbstractNetwork
     variance: Any | None
+    width: float | None = eqx.field(static=True)
 
     def __init__(
         self,
         net: AbstractNetwork,
         variance: Any | None = None,
+        width: float | None = None,
         *,
         active_dims: list[int] | slice | None = None,
         n_dims: int | None = None,
@@ -38,6 +59,9 @@ class AbstractNetworkKernel(AbstractFeatureKernel):
     ):
         self.net = _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
         self.variance = None if variance is None else variance_parameter("variance", variance, may_vanish=False)
+        self.width = None if width is None else _checks.real_number("width", width, minimum=1.0, infinite=True)
+        if width is not None:
+            _checks.instance("net", net, MLP, "a gpntk.MLP where `width` is given")
         super().__init__(active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine)
 
     @abc.abstractmethod
@@ -46,20 +70,42 @@ class AbstractNetworkKernel(AbstractFeatureKernel):
 
     @property
     def sites_per_pair(self):
-        return self.net.domain.sites_per_pair
+        return self.net.domain.sites_per_pair if self.width is None else _ARRAYS_PER_PAIR
 
     def features(self, x):
         x = self.slice_input(x)
-        return self.net.features(_checks.inputs("x", x, self.net.n_features))
+        features = self.net.features(_checks.inputs("x", x, self.net.n_features))
+        if self.width is None:
+            return features
+        return WidthFeatures(features, input_features(self.net, features.embedded.variance))
 
     def check_features(self, features):
-        self.net.check_moments(features)
+        if self.width is None:
+            self.net.check_moments(features)
+            return
+        self.net.check_moments(features.network)
+        check_inputs(self.net, features.inputs)
+        if not _checks.is_traced(features):
+            outputs = features.inputs.layers
+            warn_if_narrow(self.width, np.asarray(outputs.K[:, -1]), np.asarray(outputs.V[:, -1]))
 
     def pair(self, features1, features2):
-        return self._scaled(self.select(self.net.kernels(features1, features2)))
+        if self.width is None:
+            return self._scaled(self.select(self.net.kernels(features1, features2)))
+        covariance = self.net.domain.covariance(features1.network.embedded, features2.network.embedded)
+        pairs = pair_statistics(self.net, covariance, features1.inputs, features2.inputs)
+        return self._scaled(self.select(self._corrected(pairs)))
 
     def diagonal_values(self, features):
-        return self._scaled(self.select(self.net.diagonal(features)))
+        if self.width is None:
+            return self._scaled(self.select(self.net.diagonal(features)))
+        inputs = jax.tree.map(lambda leaf: leaf[:, -1], features.inputs.layers)
+        return self._scaled(self.select(self._corrected(inputs)))
+
+    def _corrected(self, statistics) -> KernelState:
+        return KernelState(
+            statistics.K + statistics.K1 / self.width, statistics.theta + statistics.theta1 / self.width
+        )
 
     def _scaled(self, values):
         return values if self.variance is None else jnp.asarray(val(self.variance), values.dtype) * values
@@ -75,6 +121,9 @@ class NNGP(AbstractNetworkKernel):
     Args:
         net: the architecture.
         variance: output scale, a positive trainable parameter; `None` means there is none.
+        width: width of the last hidden layer of a multilayer perceptron: the kernel becomes the mean over networks
+            of that width to order 1/width, $K + K_1/n$. A fixed number, not trained. Warns where the width is too
+            small for an expansion in 1/width, and names the smallest usable one. `None` means infinite width.
         active_dims: columns of the inputs that the kernel sees, as for any GPJax kernel.
         n_dims: number of those columns, as for any GPJax kernel.
         compute_engine: how matrices are evaluated.
@@ -85,11 +134,12 @@ class NNGP(AbstractNetworkKernel):
 
 
 class NTK(AbstractNetworkKernel):
-    """The neural tangent kernel of an infinitely wide network, a GPJax kernel.
+    r"""The neural tangent kernel of an infinitely wide network, a GPJax kernel.
 
     It is the kernel that gradient flow regresses with (Jacot, Gabriel & Hongler 2018, arXiv:1806.07572): see
     `gpntk.NTKRegressor`. As the prior of a GPJax model it gives a different, useful Gaussian process whose
-    posterior mean is that of the trained network. Arguments are those of `NNGP`.
+    posterior mean is that of the trained network. Arguments are those of `NNGP`; with a `width` it is the mean of
+    the empirical NTK at initialisation, $\Theta + \Theta_1/n$.
     """
 
     def select(self, state):
