@@ -3,8 +3,8 @@ r"""Criticality: variances at which depth neither blows signals up nor lets them
 For one input the kernel map $K \leftarrow C_b + C_W\,T(K)$, $T(K) = E[\sigma^2]$, has the parallel susceptibility
 $\chi_\parallel = C_W\,T'(K)$, by which a small change of the norm of an input grows in a layer, and the
 perpendicular susceptibility $\chi_\perp = C_W\,E[\sigma'^2]$, by which the distance of two inputs of equal norm
-grows, and with it gradients. At criticality both are 1 at a fixed point (Roberts, Yaida & Hanin, *The Principles of
-Deep Learning Theory*, chapter 5).
+grows, and with it gradients. At criticality both are 1 at a fixed point (Roberts, Yaida & Hanin, *The Principles
+of Deep Learning Theory*, chapter 5).
 """
 
 from typing import NamedTuple

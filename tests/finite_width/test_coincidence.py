@@ -16,7 +16,7 @@ def at_angle(angle):
 
 
 def relu_shifts(angle):
-    r"""K1 and theta1 of two ReLU layers at criticality for unit inputs, in 50 digits, from the formulas themselves.
+    r"""K1 and theta1 of two ReLU layers at criticality for unit inputs, in 50 digits, from the formulas.
 
     One random layer has $\hat K_{ab} = \frac{2}{n}\sum\sigma_a\sigma_b$ and the next maps it by the arc-cosine
     kernels, so that the shifts are half of their second derivatives times moments of four ReLUs.
