@@ -58,6 +58,7 @@ _PUBLIC = {
     "groups": (),
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "SphericalCNN", "equivariant"),
     "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
+    "plotting": (),
     "estimators": ("NTKClassifier", "NTKRegressor"),
     "finite_width": (
         "critical_initialization",
