@@ -142,9 +142,6 @@ def literal(side: int, n: int) -> dict[str, Callable[[], float]]:
     pairs = gpntk.FiniteGroupCNN(group, supports=(window, near, near), **arguments)
     net = gpntk.PlanarGroupCNN("C4", (side, side, 1), padding="circular", **arguments)
     x = images(n, (side, side, 1))
-    kernels = [gpntk.nngp_and_ntk(network, x) for network in (net, pairs)]
-    for a, b in zip(*kernels, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
     return {"gpntk": ours(net, x), "all pairs (g, g')": ours(pairs, x)}
 
 

@@ -111,6 +111,20 @@ def test_group_kernels_are_those_of_the_recursion_on_pairs_of_group_elements(nam
                 np.testing.assert_allclose(ours[:, :, quotient[r, r2]], theirs[:, :, r, :, r2], atol=ROUNDING)
 
 
+def test_planar_networks_are_networks_over_the_finite_group_of_a_torus():
+    side, pixels = 4, np.arange(16).reshape(4, 4)
+    row, column = np.indices((4, 4)).reshape(2, -1)
+    generators = [np.roll(pixels, 1, 0).ravel(), np.roll(pixels, 1, 1).ravel(), (-column % side) * side + row]
+    torus = FiniteGroup.from_permutations(generators)
+    assert torus.order == 4 * 16
+    window = [i % side * side + j % side for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    near = np.flatnonzero(np.isin(torus.permutations[:, 0], window)).tolist()
+    x = images(2, (side, side, 1))
+    pairs = gpntk.FiniteGroupCNN(torus, depth=2, supports=(window, near), **VARIANCES)
+    planar = gpntk.PlanarGroupCNN("C4", (side, side, 1), 2, padding="circular", **VARIANCES)
+    assert_close(gpntk.nngp_and_ntk(planar, x), gpntk.nngp_and_ntk(pairs, x))
+
+
 @pytest.mark.parametrize(
     ("name", "padding", "kind"),
     [
@@ -228,6 +242,15 @@ def test_gram_and_diagonal_are_those_of_any_blocks():
             jnp.diagonal(kernel.gram(x).as_matrix()), kernel.diagonal(x).as_matrix().diagonal()
         )
     assert_close([eqx.filter_jit(whole)(x[0], x[1])], [gram[0, 1]])
+
+
+def test_gram_of_large_images_takes_little_memory():
+    """All pairs of positions of 28 x 28 images: 614,656 numbers for each kernel, rotation and pair of images."""
+    net = gpntk.PlanarGroupCNN("C4", (28, 28, 1), 3)
+    x = jax.ShapeDtypeStruct((200, 784), jnp.float32)
+    compiled = jax.jit(lambda x: gpntk.nngp_and_ntk(net, x)).lower(x).compile()
+    # One pair at a time in one rotation takes a dozen of such arrays.
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 4 * 28**4
 
 
 def test_single_precision_agrees():
