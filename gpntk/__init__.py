@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gpntk.finite_width import *  # noqa: F403
     from gpntk.groups import *  # noqa: F403
     from gpntk.kernels import *  # noqa: F403
+    from gpntk.models import *  # noqa: F403
     from gpntk.networks import *  # noqa: F403
     from gpntk.sampling import *  # noqa: F403
 
@@ -61,13 +62,16 @@ _PUBLIC = {
     "plotting": (),
     "estimators": ("NTKClassifier", "NTKRegressor"),
     "finite_width": (
+        "QuarticAction",
         "critical_initialization",
         "cumulants",
         "depth_to_width",
         "finite_width_posterior",
         "sample_cumulants",
+        "sample_finite_width_posterior",
         "susceptibilities",
     ),
+    "models": (),
     "sampling": (
         "empirical_ntk",
         "linearize",

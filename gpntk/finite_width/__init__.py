@@ -1,5 +1,6 @@
 """Finite width: every statistic at order 1/n."""
 
+from gpntk.finite_width._action import QuarticAction as QuarticAction
 from gpntk.finite_width._criticality import (
     CriticalInitialization as CriticalInitialization,
     critical_initialization as critical_initialization,
@@ -12,6 +13,10 @@ from gpntk.finite_width._cumulants import (
     Cumulants as Cumulants,
     FactoredCumulants as FactoredCumulants,
     cumulants as cumulants,
+)
+from gpntk.finite_width._importance import (
+    SampledPosterior as SampledPosterior,
+    sample_finite_width_posterior as sample_finite_width_posterior,
 )
 from gpntk.finite_width._posterior import (
     FiniteWidthPosterior as FiniteWidthPosterior,

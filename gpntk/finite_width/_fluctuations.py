@@ -70,7 +70,7 @@ Summarise = Callable[..., Any]
 
 def random_kernel(net: MLP, x: Float[Array, "T D"]) -> RandomKernel:
     """The kernels of all layers at the inputs `x`, with the derivatives of the maps between them."""
-    weight, bias = _variances(net, x.dtype)
+    weight, bias = network_variances(net, x.dtype)
     kernel = bias + weight * _inputs(net, x)
     layers = []
     for _ in range(net.depth):
@@ -118,7 +118,8 @@ def base_normals(dims: tuple[int, ...], n_points: int, seed: int) -> tuple[Float
     return tuple(layers)
 
 
-def _variances(net, dtype):
+def network_variances(net: MLP, dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Variances of weights and biases; 0 where there are no biases."""
     weight = jnp.asarray(val(net.weight_variance), dtype)
     bias = jnp.zeros((), dtype) if net.bias_variance is None else jnp.asarray(val(net.bias_variance), dtype)
     return weight, bias
@@ -139,7 +140,7 @@ def _dual(activation, kernel):
 @eqx.filter_jit
 def _fluctuation_sums(random, normals, arguments, n_joint, summarise, at_once) -> FluctuationSums:
     net, x, layers, _ = random
-    weight, bias = _variances(net, x.dtype)
+    weight, bias = network_variances(net, x.dtype)
     widths = net.width_ratios or (1.0,) * net.depth
     ratios = [1.0, *(after / before for before, after in itertools.pairwise(widths))]
 

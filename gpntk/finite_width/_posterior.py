@@ -104,8 +104,8 @@ def finite_width_posterior(
             x = jnp.concatenate([x, x_test])
         net.check_moments(net.features(x))
         random = random_kernel(net, x)
-        gp = _condition(random.kernel, targets, noise_variance)
-        marginal = fluctuation_sums(random, n_train, _marginal_sums, (gp,), n_points, seed)
+        gp = condition(random.kernel, targets, noise_variance)
+        marginal = fluctuation_sums(random, n_train, marginal_sums, (gp,), n_points, seed)
         corrections = _corrections(gp, marginal)
         slope = corrections.slope.mean()
         slope_se = corrections.slope.std(ddof=1) / len(corrections.slope) ** 0.5
@@ -159,7 +159,7 @@ class _Process(NamedTuple):
 
 
 @jax.jit
-def _condition(kernel, y, noise_variance) -> _Process:
+def condition(kernel, y, noise_variance) -> _Process:
     n, outputs = y.shape
     identity = jnp.eye(n, dtype=kernel.dtype)
     factor = jnp.linalg.cholesky(kernel[:n, :n] + noise_variance * identity)
@@ -188,7 +188,7 @@ class _MarginalSums(NamedTuple):
     own_variance: Float[Array, " T"]
 
 
-def _marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
+def marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
     n = len(gp.inverse)
     train, test = factors.block[:, :n, :n], factors.block[:, n:, :n]
     slope = jnp.einsum("rab,ab->r", train, gp.gradient)

@@ -1,0 +1,96 @@
+"""Classification with the random kernel of a network of finite width."""
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jaxtyping import Array, Float, Int
+from numpyro.distributions import Categorical, Normal
+
+from gpntk import _checks
+from gpntk.finite_width._action import QuarticAction
+from gpntk.models._setup import (
+    RandomKernelSetup,
+    factor_times,
+    posterior_rows,
+    sample_exponent,
+    sample_outputs,
+)
+from gpntk.networks import MLP
+
+
+def finite_width_classification(
+    X: Float[Array, "N D"],
+    y: Int[Array, " N"] | None = None,
+    X_test: Float[Array, "M D"] | None = None,
+    *,
+    net: MLP | None = None,
+    width: float | None = None,
+    action: QuarticAction | None = None,
+    n_classes: int,
+    nugget: float = 1e-2,
+    retained: float = 0.999,
+    most_modes: int = 512,
+    n_points: int = 1024,
+    seed: int = 0,
+) -> None:
+    r"""NumPyro model of classification with a Bayesian network of finite width, to order 1/n.
+
+    Logits are the outputs of the network, one for each class, plus independent Gaussian noise of variance `nugget`
+    (the metric in which the random kernel is kept positive definite); classes have the softmax of them. Latent are
+    the modes of the random kernel, as in `finite_width_regression`, and standard normal coordinates of the logits
+    given it, site `output_noise`, (N, n_classes).
+
+    Sites at test inputs: `f`, the outputs, with `f_mean` and `f_variance`, and `probabilities`, the softmax of
+    draws of the noisy outputs, (M, n_classes): their average over draws is the predictive probability.
+
+    Args:
+        X: training inputs.
+        y: classes 0 to n_classes - 1; `None` samples them from the prior.
+        X_test: inputs of predictions.
+        net: the architecture, with `width`.
+        width: width of the last hidden layer.
+        action: a `QuarticAction` in their place, as in `finite_width_regression`.
+        n_classes: number of classes, at least 2.
+        nugget: variance of the noise of the logits, positive.
+        retained: as in `finite_width_regression`.
+        most_modes: as there.
+        n_points: as there.
+        seed: as there.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for bad inputs and for classes out of range.
+    """
+    n_classes = _checks.integer("n_classes", n_classes, minimum=2)
+    nugget = _checks.real_number("nugget", nugget, minimum=0.0, strict=True)
+    setup = RandomKernelSetup(X, X_test, net, width, action, nugget, retained, most_modes, n_points, seed)
+    if y is not None and not _checks.is_traced(y):
+        classes = np.asarray(y)
+        if classes.shape != (setup.n_train,) or not np.isin(classes, np.arange(n_classes)).all():
+            raise ValueError(
+                f"`y` must hold {setup.n_train} classes from 0 to {n_classes - 1}, got shape {classes.shape} with "
+                f"values {np.unique(classes)[:10].tolist()}."
+            )
+        y = jnp.asarray(classes, int)
+    whitened = setup.whitened()
+
+    coordinates, exponent = sample_exponent(whitened)
+    dtype = exponent.dtype
+    shape = (setup.n_train, n_classes)
+    latent = numpyro.sample("output_noise", Normal(jnp.zeros(shape, dtype), 1.0).to_event(2))
+    logits = factor_times(whitened, exponent, latent)
+    with numpyro.plate("data", setup.n_train):
+        numpyro.sample("y", Categorical(logits=logits), obs=y)
+    if X_test is None:
+        return
+    rows = setup.appended(None)
+    mean, variance = posterior_rows(rows, coordinates, exponent, latent, None)
+    sample_outputs(rows, mean, variance, True)
+    noisy = numpyro.sample("logits", Normal(mean, jnp.sqrt(variance + nugget)).to_event(2))
+    numpyro.deterministic("probabilities", jnp.exp(noisy - _log_normaliser(noisy)))
+
+
+def _log_normaliser(logits):
+    """Over classes, keeping the axis."""
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    return highest + jnp.log(jnp.sum(jnp.exp(logits - highest), axis=-1, keepdims=True))
