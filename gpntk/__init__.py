@@ -60,7 +60,7 @@ _PUBLIC = {
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "SphericalCNN", "equivariant"),
     "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
     "plotting": (),
-    "estimators": ("NTKClassifier", "NTKRegressor"),
+    "estimators": ("FiniteWidthRegressor", "NTKClassifier", "NTKRegressor"),
     "finite_width": (
         "QuarticAction",
         "critical_initialization",

@@ -16,7 +16,33 @@ from gpntk.kernels import NNGP, NTK
 from gpntk.networks import MLP, AbstractNetwork
 
 
-class AbstractNTKEstimator(BaseEstimator):
+class AbstractNetworkEstimator(BaseEstimator):
+    """An estimator whose parameter `network` is an architecture, with parameters of its own, or `None`."""
+
+    # Networks are immutable, and scikit-learn drops what a nested `set_params` returns
+
+    def set_params(self, **params: Any):
+        """Set parameters, those of the network as `network__name`: it is replaced by a changed one."""
+        nested = {name: params.pop(name) for name in list(params) if name.startswith("network__")}
+        super().set_params(**params)
+        if nested:
+            network = default_network() if self.network is None else self.network
+            if not isinstance(network, AbstractNetwork):
+                raise ValueError(
+                    f"Invalid parameter {next(iter(nested))!r}: `network` must be an architecture such as "
+                    f"gpntk.MLP(), got {network!r}."
+                )
+            changes = {name.removeprefix("network__"): value for name, value in nested.items()}
+            self.network = network.set_params(**changes)
+        return self
+
+    def __getstate__(self):
+        # JAX would restore float64 arrays in float32 wherever the float64 flag is off; NumPy keeps them.
+        state = super().__getstate__()
+        return {name: jax.tree.map(_as_numpy, value) for name, value in state.items()}
+
+
+class AbstractNTKEstimator(AbstractNetworkEstimator):
     """An estimator around `GradientFlow`. It computes in its own precision, whatever JAX's global flag says."""
 
     def _start(self, X, y, sample_weight, **validation):
@@ -30,7 +56,7 @@ class AbstractNTKEstimator(BaseEstimator):
         X, y = validate_data(self, X, y, dtype=self.dtype, **validation)
         if sample_weight is not None:
             sample_weight = checked_weights(_check_sample_weight(sample_weight, X, dtype=X.dtype), X)
-        network = _default_network() if self.network is None else self.network
+        network = default_network() if self.network is None else self.network
         prior = self.prior
         if isinstance(network, AbstractNetwork):
             self.kernel_ = NTK(network)
@@ -79,30 +105,9 @@ class AbstractNTKEstimator(BaseEstimator):
             spread = self._flow.variance if diagonal else self._flow.covariance
             return np.asarray(spread(X, self.time if time is None else time))
 
-    # Networks are immutable, and scikit-learn drops what a nested `set_params` returns
 
-    def set_params(self, **params: Any):
-        """Set parameters, those of the network as `network__name`: it is replaced by a changed one."""
-        nested = {name: params.pop(name) for name in list(params) if name.startswith("network__")}
-        super().set_params(**params)
-        if nested:
-            network = _default_network() if self.network is None else self.network
-            if not isinstance(network, AbstractNetwork):
-                raise ValueError(
-                    f"Invalid parameter {next(iter(nested))!r}: `network` must be an architecture such as "
-                    f"gpntk.MLP(), got {network!r}."
-                )
-            changes = {name.removeprefix("network__"): value for name, value in nested.items()}
-            self.network = network.set_params(**changes)
-        return self
-
-    def __getstate__(self):
-        # JAX would restore float64 arrays in float32 wherever the float64 flag is off; NumPy keeps them.
-        state = super().__getstate__()
-        return {name: jax.tree.map(_as_numpy, value) for name, value in state.items()}
-
-
-def _default_network():
+def default_network() -> MLP:
+    """The network that `None` stands for."""
     # With biases: without them a ReLU network is homogeneous, f(c x) = c f(x), and zero at the mean of the data.
     return MLP(depth=2, bias_variance=0.1)
 

@@ -24,7 +24,8 @@ from gpntk.networks import MLP
 
 _GROUPS = 64
 _NUMBERS_AT_ONCE = 2**22
-_JITTER = 1e-12
+# Relative to the variances: the root of it is the error of a sampled preactivation where a kernel is singular.
+_JITTER = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)

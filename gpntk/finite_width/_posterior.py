@@ -52,6 +52,7 @@ def finite_width_posterior(
     noise_variance: float,
     n_points: int = 4096,
     seed: int = 0,
+    return_cov: bool = True,
 ) -> FiniteWidthPosterior:
     r"""Posterior of a Bayesian network of finite width with Gaussian noise, in closed form to order 1/n.
 
@@ -77,6 +78,7 @@ def finite_width_posterior(
         noise_variance: variance $s^2$ of the noise of each target, positive.
         n_points: quasi-Monte Carlo points per layer in each of four replicates, a power of two.
         seed: of the randomisation of the points.
+        return_cov: whether to compute `cov`, which takes as long as all the rest.
 
     Raises:
         TypeError: if `net` is not an MLP.
@@ -119,10 +121,11 @@ def finite_width_posterior(
             mean = gp.mean + shift
             gp_variance = jnp.diagonal(gp.covariance)[:, None]
             variance = _not_negative(gp_variance + step * corrections.variance - shift**2)
-            joint = fluctuation_sums(random, len(x), _joint_sums, (gp,), n_points, seed)
-            cov = _covariance(gp, joint, shift, step, variance)
-            if targets.shape[1] == 1 and np.ndim(y) == 1:
-                mean, variance, cov = mean[:, 0], variance[:, 0], cov[:, :, 0, 0]
+            if return_cov:
+                joint = fluctuation_sums(random, len(x), _joint_sums, (gp,), n_points, seed)
+                cov = _covariance(gp, joint, shift, step, variance)
+            if np.ndim(y) == 1:
+                mean, variance, cov = mean[:, 0], variance[:, 0], None if cov is None else cov[:, :, 0, 0]
         results = (mean, variance, cov, log_evidence, slope, slope_se)
         if not _checks.is_traced(results):
             results = (*(None if a is None else np.asarray(a) for a in results[:3]), *map(float, results[3:]))

@@ -82,11 +82,18 @@ class WhitenedKernel:
     roots: Float[np.ndarray, " N"]
     """Square roots of the eigenvalues of A."""
     offset: Float[np.ndarray, "p p"]
-    modes: Float[np.ndarray, "k p p"]
+    directions: Float[np.ndarray, "k p p"]
+    """The modes times the root of the width."""
+    width: float
     retained: float
     """The share of the trace of the whitened V that the modes carry."""
     relative_variance: float
-    """The largest V_(aa)(aa) / K_aa^2, divided by the width."""
+    """The largest V_(aa)(aa) / K_aa^2."""
+
+    @property
+    def modes(self) -> Float[np.ndarray, "k p p"]:
+        """Changes of E with its coordinates."""
+        return self.directions / np.sqrt(self.width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,20 +150,20 @@ def whiten(
     n_modes = max(1, min(n_modes, most_modes, int(np.sum(values > 1e-12 * values[0])))) if total > 0 else 1
     values, vectors = values[:n_modes], vectors[:, :n_modes]
     size = int(second.max()) + 1
-    modes = np.zeros((n_modes, size, size))
-    modes[:, first, second] = (vectors * np.sqrt(values) / weights[:, None]).T
-    modes[:, second, first] = modes[:, first, second]
-    modes /= np.sqrt(width)
-    mean = np.asarray(whitener.T @ shift.block.mean(0)[:n_train] @ whitener)[:size, :size] / width
-    offset = mean - 0.5 * np.einsum("kij,kjl->il", modes, modes, optimize=True)
+    directions = np.zeros((n_modes, size, size))
+    directions[:, first, second] = (vectors * np.sqrt(values) / weights[:, None]).T
+    directions[:, second, first] = directions[:, first, second]
+    mean = np.asarray(whitener.T @ shift.block.mean(0)[:n_train] @ whitener)[:size, :size]
+    offset = mean - 0.5 * np.einsum("kij,kjl->il", directions, directions, optimize=True)
     variance = np.maximum(np.diagonal(np.asarray(kernel)), 1e-300)
     return WhitenedKernel(
         basis,
         roots,
-        offset,
-        modes,
+        offset / width,
+        directions,
+        width,
         float(values.sum() / total) if total > 0 else 1.0,
-        float(np.max(own / variance**2)) / width,
+        float(np.max(own / variance**2)),
     )
 
 
@@ -174,11 +181,11 @@ def append(
     gp = condition(kernel, targets, floor)
     whitener = jnp.asarray(whitened.basis / whitened.roots)
     # Coordinates of a factor along the modes: standard normal weights of the draws.
-    norms = np.sum(whitened.modes**2, axis=(1, 2)) * width
+    norms = np.sum(whitened.directions**2, axis=(1, 2))
     projector = np.zeros((len(norms), n_train, n_train))
-    size = whitened.modes.shape[1]
+    size = whitened.directions.shape[1]
     inverse = np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)
-    projector[:, :size, :size] = whitened.modes * np.sqrt(width) * inverse[:, None, None]
+    projector[:, :size, :size] = whitened.directions * inverse[:, None, None]
     projector = jnp.einsum("kij,ai,bj->kab", projector, whitener, whitener, optimize=True)
     sums, shift = contract(_row_sums, (whitener, projector, gp.weights))
     modes, squares, own_modes = (np.asarray(leaf).mean(0) for leaf in sums)
@@ -193,8 +200,8 @@ def append(
     variance = np.maximum(np.diagonal(covariance), 1e-300)
     mean_shift, by_evidence = np.zeros((len(weights), outputs)), np.zeros(len(weights))
     if y is not None:
-        mean_shift, by_evidence = _not_sampled(gp, contract, whitened, whitener, modes, own_modes, squares, width)
-    half = 0.5 * np.einsum("kxi,kij->xj", modes[:, :, :size], whitened.modes) * np.sqrt(width)
+        mean_shift, by_evidence = _not_sampled(gp, contract, whitened, modes, own_modes, squares)
+    half = 0.5 * np.einsum("kxi,kij->xj", modes[:, :, :size], whitened.directions)
     offset = rows @ np.asarray(whitener)
     offset[:, :size] -= half
     log_scale_modes = own_modes / variance / np.sqrt(width)
@@ -239,15 +246,15 @@ def _row_sums(factors: FactorBatch, whitener, projector, weights):
     )
 
 
-def _not_sampled(gp, contract, whitened, whitener, modes, own_modes, squares, width):
+def _not_sampled(gp, contract, whitened, modes, own_modes, squares):
     """What the closed form has beyond the modes: of means, and of variances through the evidence."""
     sums, _ = contract(marginal_sums, (gp,))
     outputs = gp.coefficients.shape[1]
     targets = whitened.roots[:, None] * (whitened.basis.T @ np.asarray(gp.coefficients))
-    size = whitened.modes.shape[1]
-    unit = whitened.modes * np.sqrt(width)
-    moved = np.einsum("kij,jq->kiq", unit, targets[:size])
-    slopes = 0.5 * np.einsum("kiq,iq->k", moved, targets[:size]) - 0.5 * outputs * np.trace(unit, axis1=1, axis2=2)
+    directions, size = whitened.directions, whitened.directions.shape[1]
+    moved = np.einsum("kij,jq->kiq", directions, targets[:size])
+    slopes = 0.5 * np.einsum("kiq,iq->k", moved, targets[:size])
+    slopes -= 0.5 * outputs * np.trace(directions, axis1=1, axis2=2)
     sampled = np.einsum("k,kxi,iq->xq", slopes, modes, targets, optimize=True)
     sampled -= np.einsum("kxi,kiq->xq", modes[:, :, :size], moved)
     mean = np.asarray(sums.mean).mean(0) - sampled

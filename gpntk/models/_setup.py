@@ -81,9 +81,8 @@ class RandomKernelSetup:
         """The modes of the training inputs."""
         key = ("train", self.key, self.x.tobytes(), self.x.shape, self.floor, self.retained, self.most_modes)
         result = _once(key, self.action, self._whiten)
-        if result.relative_variance > 0.25:
-            # Reported each time the model is used, not only when it is prepared.
-            warn_of_fluctuations(result.relative_variance * self._width, self._width, stacklevel=5)
+        if self.action is None:  # an action has refused widths that are too small itself
+            warn_of_fluctuations(result.relative_variance, result.width, stacklevel=5)
         return result
 
     def appended(self, y) -> AppendedRows:
@@ -92,10 +91,6 @@ class RandomKernelSetup:
         key = ("test", self.key, self.x.tobytes(), self.x_test.tobytes(), self.x.shape, self.floor, self.retained)
         key = (*key, self.most_modes, None if y is None else (y.shape, y.tobytes()))
         return _once(key, self.action, functools.partial(self._append, y))
-
-    @property
-    def _width(self) -> float:
-        return 1.0 if self.action is not None else self.width
 
     def _whiten(self):
         with preparation():

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from gpntk import MLP, NTK, Erf, NTKClassifier, NTKRegressor
+from gpntk import MLP, NTK, Erf, FiniteWidthRegressor, NTKClassifier, NTKRegressor
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 2))
@@ -48,6 +48,26 @@ def test_contract_of_scikit_learn(estimator, check):
     expected_failed_checks=unmet,
 )
 def test_contract_of_scikit_learn_at_finite_time(estimator, check):
+    check(estimator)
+
+
+# Targets of the checks are not scaled: a width that is large beside c.
+@pytest.mark.slow
+@parametrize_with_checks(
+    [
+        FiniteWidthRegressor(width=1e8, n_points=16, normalize_y=True),
+        FiniteWidthRegressor(
+            width=1e4,
+            n_points=16,
+            normalize_y=True,
+            method="mcmc",
+            noise_variance=0.1,
+            num_warmup=5,
+            num_samples=5,
+        ),
+    ]
+)
+def test_contract_of_scikit_learn_at_finite_width(estimator, check):
     check(estimator)
 
 

@@ -10,7 +10,7 @@ from scipy.stats import qmc
 from gpntk import models
 
 
-def integrated_posterior(X, y, X_test, *, n_points=2**14, replicates=8, **arguments):
+def integrated_posterior(X, y, X_test, *, draws=2**13, replicates=8, **arguments):
     """Posterior mean, variance and log evidence of `finite_width_regression`, with standard errors.
 
     Importance weights are the likelihoods of prior draws. Points come in pairs of opposite signs: what is odd in
@@ -28,7 +28,7 @@ def integrated_posterior(X, y, X_test, *, n_points=2**14, replicates=8, **argume
     evaluate = jax.jit(lambda points: jax.lax.map(run, points, batch_size=256))
     results = []
     for replicate in range(replicates):
-        uniform = qmc.Sobol(dimension, rng=np.random.default_rng(replicate)).random(n_points)
+        uniform = qmc.Sobol(dimension, rng=np.random.default_rng(replicate)).random(draws)
         points = ndtri(np.clip(uniform, 1e-12, 1 - 1e-12))
         likelihood, mean, variance = map(np.asarray, evaluate(jnp.concatenate([points, -points])))
         weights = np.exp(likelihood - likelihood.max())
