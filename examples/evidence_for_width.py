@@ -4,8 +4,9 @@
 
 Left: the change of the log evidence with the width n, log(1 + c/n), for three targets with different signs of the
 slope c; drawn where the expansion holds, n >= 2|c|. Dots: the evidence of networks of that width by importance
-sampling; circles: that of the random-kernel model, which NUTS would sample. In n the corrected evidence is monotone:
-what it says about the width is the sign and the size of c. Right: it ranks depths and weight variances at a given width.
+sampling; circles: that of the random-kernel model, which NUTS would sample. In n the corrected evidence is
+monotone: what it says about the width is the sign and the size of c. Right: it ranks depths and weight variances
+at a given width (dotted: at infinite width).
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main():
 
     x = np.array([-1.8, -1.1, -0.2, 0.7, 1.9])[:, None]
     targets = {
-        name: scale * np.sin(2 * x[:, 0]) for name, scale in (("flat", 0.1), ("typical", 1.2), ("steep", 2.2))
+        name: scale * np.sin(2 * x[:, 0]) for name, scale in (("flat", 0.1), ("typical", 0.6), ("steep", 1.0))
     }
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     with jax.enable_x64(True):
@@ -84,20 +85,22 @@ def random_kernel_evidence(x, y, width, draws=20_000):
 
 
 def against_depth(axes, x, y):
-    variances = np.geomspace(0.3, 8.0, 15)
+    variances = np.geomspace(0.3, 30.0, 15)
     for color, depth in zip(("C0", "C1", "C2", "C3"), DEPTHS, strict=True):
         curves = []
         for variance in variances:
             net = NETWORK.replace(depth=depth, weight_variance=variance)
-            posterior = gpntk.finite_width_posterior(
-                net, x, y, width=WIDTH, noise_variance=NOISE_VARIANCE, n_points=1024
+            limit = gpntk.finite_width_posterior(
+                net, x, y, width=np.inf, noise_variance=NOISE_VARIANCE, n_points=1024
             )
-            correction = np.log1p(posterior.evidence_slope / WIDTH)
-            curves.append((posterior.log_marginal_likelihood, posterior.log_marginal_likelihood - correction))
+            slope, evidence = limit.evidence_slope, limit.log_marginal_likelihood
+            # Where |c|/n is not small, no corrected evidence is drawn.
+            correction = np.log1p(slope / WIDTH) if abs(slope) < WIDTH / 2 else np.nan
+            curves.append((evidence + correction, evidence))
         finite, infinite = np.array(curves).T
         axes.plot(variances, finite, color=color, label=f"depth {depth}")
         axes.plot(variances, infinite, color=color, ls=":", lw=1)
-        best = finite.argmax()
+        best = np.nanargmax(finite)
         print(f"depth {depth}: best weight variance {variances[best]:.2f}, log Z {finite[best]:.3f}", flush=True)
 
 

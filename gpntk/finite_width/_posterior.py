@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from gpntk import _checks
 from gpntk.finite_width._fluctuations import FactorBatch, fluctuation_sums, random_kernel
+from gpntk.finite_width._pairs import warn_if_narrow
 from gpntk.networks import MLP
 
 
@@ -112,7 +113,8 @@ def finite_width_posterior(
         slope = corrections.slope.mean()
         slope_se = corrections.slope.std(ddof=1) / len(corrections.slope) ** 0.5
         if not _checks.is_traced(slope):
-            _check_expansion(float(slope), float(jnp.max(corrections.relative_variance)), width)
+            _check_expansion(float(slope), width)
+            warn_if_narrow(width, np.asarray(gp.variance), np.asarray(corrections.own_variance))
         log_evidence = gp.log_evidence + _log_of_correction(slope / width)
         mean = variance = cov = None
         if X_test is not None:
@@ -240,7 +242,7 @@ class _Corrections(NamedTuple):
     slope: Float[Array, " R"]
     mean: Float[Array, "M q"]
     variance: Float[Array, "M q"]
-    relative_variance: Float[Array, " T"]
+    own_variance: Float[Array, " T"]
 
 
 @jax.jit
@@ -252,12 +254,11 @@ def _corrections(gp: _Process, marginal) -> _Corrections:
     test = block[n:]
     rows = test - gp.weights @ block[:n]
     own = diagonal[n:] - jnp.sum((test + rows) * gp.weights, axis=1)
-    scale = jnp.where(gp.variance > 0, gp.variance, 1.0)
     return _Corrections(
         slope,
         rows @ gp.coefficients + sums.mean.mean(0),
         own[:, None] + sums.variance.mean(0),
-        sums.own_variance.mean(0) / scale**2,
+        sums.own_variance.mean(0),
     )
 
 
@@ -293,7 +294,7 @@ def _not_negative(variance):
     return jnp.maximum(variance, 0.0)
 
 
-def _check_expansion(slope: float, relative_variance: float, width: float) -> None:
+def _check_expansion(slope: float, width: float) -> None:
     if 1.0 + slope / width <= 0.0:
         raise ValueError(
             f"The corrected evidence 1 + c/n is not positive at `width`={width:g}: c = {slope:.4g} for these "
@@ -306,23 +307,4 @@ def _check_expansion(slope: float, relative_variance: float, width: float) -> No
             f"{slope / width:.3g}, and the expansion asks for |c|/n below 1/2, a width of "
             f"{int(np.ceil(2 * abs(slope)))} or more.",
             stacklevel=3,
-        )
-    warn_of_fluctuations(relative_variance, width, stacklevel=4)
-
-
-def warn_of_fluctuations(relative_variance: float, width: float, stacklevel: int) -> None:
-    """Warn where the kernel of some input fluctuates by more than half of itself.
-
-    Args:
-        relative_variance: the largest V_(aa)(aa) / K_aa^2.
-        width: width of the last hidden layer.
-        stacklevel: as `warnings.warn` counts it from here.
-    """
-    ratio = (relative_variance / width) ** 0.5
-    if ratio > 0.5:
-        warnings.warn(
-            f"`width`={width:g} is small for this network: the standard deviation of its random kernel reaches "
-            f"{ratio:.2g} of the kernel, and the expansion in 1/n asks for at most 1/2, a width of "
-            f"{int(np.ceil(4 * relative_variance))} or more.",
-            stacklevel=stacklevel,
         )

@@ -87,8 +87,10 @@ class WhitenedKernel:
     width: float
     retained: float
     """The share of the trace of the whitened V that the modes carry."""
-    relative_variance: float
-    """The largest V_(aa)(aa) / K_aa^2."""
+    variance: Float[np.ndarray, " N"]
+    """Diagonal of K."""
+    own_variance: Float[np.ndarray, " N"]
+    """V of its entries."""
 
     @property
     def modes(self) -> Float[np.ndarray, "k p p"]:
@@ -155,7 +157,6 @@ def whiten(
     directions[:, second, first] = directions[:, first, second]
     mean = np.asarray(whitener.T @ shift.block.mean(0)[:n_train] @ whitener)[:size, :size]
     offset = mean - 0.5 * np.einsum("kij,kjl->il", directions, directions, optimize=True)
-    variance = np.maximum(np.diagonal(np.asarray(kernel)), 1e-300)
     return WhitenedKernel(
         basis,
         roots,
@@ -163,7 +164,8 @@ def whiten(
         directions,
         width,
         float(values.sum() / total) if total > 0 else 1.0,
-        float(np.max(own / variance**2)),
+        np.diagonal(np.asarray(kernel)),
+        own,
     )
 
 

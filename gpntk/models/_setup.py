@@ -15,7 +15,8 @@ from numpyro.distributions import Distribution, Normal, constraints
 
 from gpntk import _checks
 from gpntk.finite_width._action import QuarticAction
-from gpntk.finite_width._posterior import checked_targets, warn_of_fluctuations
+from gpntk.finite_width._pairs import warn_if_narrow
+from gpntk.finite_width._posterior import checked_targets
 from gpntk.finite_width._whitened import (
     AppendedRows,
     WhitenedKernel,
@@ -82,7 +83,7 @@ class RandomKernelSetup:
         key = ("train", self.key, self.x.tobytes(), self.x.shape, self.floor, self.retained, self.most_modes)
         result = _once(key, self.action, self._whiten)
         if self.action is None:  # an action has refused widths that are too small itself
-            warn_of_fluctuations(result.relative_variance, result.width, stacklevel=5)
+            warn_if_narrow(result.width, result.variance, result.own_variance)
         return result
 
     def appended(self, y) -> AppendedRows:

@@ -1,0 +1,129 @@
+"""The order 1/n of the posterior against exact posteriors of networks, by importance sampling."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal
+
+import gpntk
+
+RNG = np.random.default_rng(0)
+X, X_TEST = RNG.normal(size=(4, 2)), RNG.normal(size=(3, 2))
+Y = 1.5 * np.sin(X[:, 0])
+ERF = gpntk.MLP(2, gpntk.Erf(), weight_variance=1.7, bias_variance=0.2)
+RELU = gpntk.MLP(2, weight_variance=1.7, bias_variance=0.2)
+# Network, observations, noise.
+SETTINGS = {
+    "erf": (ERF, Y, 0.05),
+    "relu": (RELU, Y[:3], 0.1),
+    "two outputs": (ERF, 1.5 * np.stack([Y, np.cos(X[:, 1])], axis=1), 0.05),
+}
+FIELDS = ("mean", "variance", "log_marginal_likelihood")
+
+
+@functools.cache
+def closed_form(name, width):
+    net, y, noise = SETTINGS[name]
+    return gpntk.finite_width_posterior(
+        net, X[: len(y)], y, X_TEST, width=width, noise_variance=noise, n_points=2**14, return_cov=False
+    )
+
+
+@functools.cache
+def exact(name, width, n_samples):
+    net, y, noise = SETTINGS[name]
+    key = jax.random.key(width)
+    return gpntk.sample_finite_width_posterior(
+        net, X[: len(y)], y, X_TEST, width=width, noise_variance=noise, n_samples=n_samples, key=key
+    )
+
+
+def analytic_coefficients(name):
+    """At a width where the next order is below rounding."""
+    far, limit = closed_form(name, 1e8), closed_form(name, np.inf)
+    return {f: 1e8 * (np.asarray(getattr(far, f)) - getattr(limit, f)) for f in FIELDS}, limit
+
+
+def extrapolate(widths, values, errors, degree):
+    """Least squares in 1/n, weighted: the value at 1/n = 0 and its standard error."""
+    design = (1.0 / np.array(widths))[:, None] ** np.arange(degree + 1)
+    flat, spread = (np.stack([np.ravel(v) for v in a]) for a in (values, errors))
+    results = []
+    for column in range(flat.shape[1]):
+        weighted = design / spread[:, column, None]
+        covariance = np.linalg.inv(weighted.T @ weighted)
+        solution = covariance @ weighted.T @ (flat[:, column] / spread[:, column])
+        results.append((solution[0], covariance[0, 0] ** 0.5))
+    return np.array(results).T
+
+
+def check_coefficients(name, widths, n_samples, degree, planted=0.0):
+    coefficients, limit = analytic_coefficients(name)
+    samples = [exact(name, n, n_samples) for n in widths]
+    for field in FIELDS:
+        scaled = [
+            n * (np.asarray(getattr(s, field)) - getattr(limit, field))
+            for n, s in zip(widths, samples, strict=True)
+        ]
+        errors = [n * np.asarray(getattr(s, f"{field}_se")) for n, s in zip(widths, samples, strict=True)]
+        estimate, error = extrapolate(widths, scaled, errors, degree)
+        expected = np.ravel(coefficients[field]) * (1.0 + planted)
+        assert np.linalg.norm(error) < 0.15 * np.linalg.norm(expected), field
+        assert np.all(np.abs(estimate - expected) < 4 * error), (field, (estimate - expected) / error)
+
+
+def test_coefficient_of_one_over_n():
+    check_coefficients("erf", (64, 128), 16_384, 1)
+
+
+def test_the_check_can_fail():
+    with pytest.raises(AssertionError, match=r"mean|variance|log"):
+        check_coefficients("erf", (64, 128), 16_384, 1, planted=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_coefficient_of_one_over_n_in_three_settings(name):
+    check_coefficients(name, (32, 64, 128, 256), 65_536, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_error_at_width_64(name):
+    """Of the closed form, at most a third of the Gaussian process's for moments, a tenth for the evidence."""
+    truth, closed, limit = exact(name, 64, 131_072), closed_form(name, 64), closed_form(name, np.inf)
+    for field, share in zip(FIELDS, (1 / 3, 1 / 3, 1 / 10), strict=True):
+        errors = [np.linalg.norm(np.asarray(getattr(p, field)) - getattr(truth, field)) for p in (closed, limit)]
+        sampling = np.linalg.norm(getattr(truth, f"{field}_se"))
+        assert errors[0] + 2 * sampling < share * errors[1], field
+
+
+@pytest.mark.slow
+def test_importance_sampling_draws_networks(x64):
+    """Gaussian draws layer by layer against networks with weights: the evidence of their readout kernels."""
+    net, y, noise = SETTINGS["erf"]
+    width, members = 8, 40_000
+    sampled = exact("erf", width, members)
+
+    def likelihood(key):
+        hidden = net.hidden(net.init(key, 2, width), jnp.asarray(X))
+        kernel = 0.2 + 1.7 * hidden @ hidden.T / width
+        return jnp.exp(multivariate_normal.logpdf(y, jnp.zeros(4), kernel + noise * jnp.eye(4)))
+
+    values = np.asarray(jax.lax.map(likelihood, jax.random.split(jax.random.key(5), members), batch_size=1000))
+    error = np.hypot(values.std() / members**0.5 / values.mean(), sampled.log_marginal_likelihood_se)
+    assert abs(np.log(values.mean()) - sampled.log_marginal_likelihood) < 4 * error
+    assert error < 0.02
+
+
+def test_bad_input():
+    arguments = {"width": 8, "noise_variance": 0.1, "n_samples": 256, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match="`n_samples` must be an integer >= 256, got 10"):
+        gpntk.sample_finite_width_posterior(ERF, X, Y, X_TEST, **arguments | {"n_samples": 10})
+    with pytest.raises(ValueError, match="`width` must be an integer >= 1, got 0"):
+        gpntk.sample_finite_width_posterior(ERF, X, Y, X_TEST, **arguments | {"width": 0})
+    with pytest.raises(ValueError, match=r"`y` must have shape \(4,\)"):
+        gpntk.sample_finite_width_posterior(ERF, X, Y[:2], X_TEST, **arguments)
