@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpntk.activations import *  # noqa: F403
+    from gpntk.datasets import *  # noqa: F403
     from gpntk.dynamics import *  # noqa: F403
     from gpntk.estimators import *  # noqa: F403
     from gpntk.finite_width import *  # noqa: F403
@@ -52,11 +53,14 @@ _PUBLIC = {
         "GramOperator",
         "GroupAveraged",
         "Product",
+        "SetSum",
+        "SlotSum",
         "Sum",
         "nngp_and_ntk",
         "unpooled_kernels",
     ),
     "groups": (),
+    "datasets": (),
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "SphericalCNN", "equivariant"),
     "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
     "plotting": (),
