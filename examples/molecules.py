@@ -86,35 +86,46 @@ def one_shuffle(molecules, sizes, n_test, seed):
     # Training molecules, test molecules, rotated test molecules, rotated training molecules.
     raw = [environments(part, elements) for part in (train, test, turned, *copies)]
     coulomb = [coulomb_matrices(part.numbers, part.positions) for part in (train, test)]
-    errors, scatter, bar = {}, {}, tqdm(sizes, desc=f"shuffle {seed}")
-    chosen = {}
-    for n in bar:
-        linear = np.linalg.lstsq(counts(train, elements)[:n], train.targets[:n], rcond=None)[0]
-        y, y_test = (part.targets - counts(part, elements) @ linear for part in (train, test))
-        y = y[:n]
-        for title, kind in ((SO3, "so3"), (MLP, "mlp"), (ROTATED, "mlp")):
-            bar.set_postfix_str(f"{title}, {n} molecules")
-            kernel, scale = chosen.setdefault(title, choose(kind, raw[0][:100], y[: min(n, 100)], elements))
-            parts = [scale(part) for part in (raw[0][:n], *[c[:n] for c in raw[3:]])]
-            inputs, targets = parts[0], y
-            if title == ROTATED:
-                inputs, targets = np.concatenate(parts), np.tile(y, 1 + COPIES)
-            gram = matrix(kernel, inputs)
-            alpha, _ = best_alpha(gram, targets, groups=len(targets) // n)
-            coefficients = np.linalg.solve(gram + alpha * np.eye(len(gram)), targets)
-            predict = lambda x: matrix(kernel, scale(x), inputs) @ coefficients  # noqa: B023, E731
-            errors.setdefault(title, []).append(float(np.mean(np.abs(predict(raw[1]) - y_test))))
-            if n == max(sizes):
-                by_molecule = predict(raw[2]).reshape(-1, 6)
-                scatter[title] = (by_molecule - by_molecule.mean(1, keepdims=True)).ravel().tolist()
+    targets = {n: residuals(train, test, elements, n) for n in sizes}
+    errors, scatter, depths = {}, {}, {}
+    choices = {kind: choose(kind, raw[0][:100], targets[sizes[0]][0][:100], elements) for kind in ("so3", "mlp")}
+    bar = tqdm([(SO3, "so3"), (MLP, "mlp"), (ROTATED, "mlp")], desc=f"shuffle {seed}")
+    for title, kind in bar:
+        bar.set_postfix_str(title)
+        kernel, scale = choices[kind]
+        parts = [scale(part) for part in (raw[0], *(raw[3:] if title == ROTATED else ()))]
+        inputs = np.concatenate(parts)
+        gram = matrix(kernel, inputs)
+        cross = [matrix(kernel, scale(part), inputs) for part in raw[1:3]]
+        errors[title] = []
+        for n in sizes:
+            y, y_test = targets[n]
+            # The first n molecules, and all of their copies.
+            rows = np.concatenate([np.arange(n) + len(raw[0]) * copy for copy in range(len(parts))])
+            part, y = gram[np.ix_(rows, rows)], np.tile(y, len(parts))
+            alpha, _ = best_alpha(part, y, groups=len(parts))
+            coefficients = np.linalg.solve(part + alpha * np.eye(len(rows)), y)
+            errors[title].append(float(np.mean(np.abs(cross[0][:, rows] @ coefficients - y_test))))
+        by_molecule = (cross[1] @ coefficients).reshape(-1, 6)
+        scatter[title] = (by_molecule - by_molecule.mean(1, keepdims=True)).ravel().tolist()
+        depths[title] = kernel.kernel.net.depth
+    errors[COULOMB], errors["linear fit on element counts"] = [], []
+    for n in sizes:
+        y, y_test = targets[n]
         candidates = [(*best_alpha(laplacian_kernel(coulomb[0][:n], gamma=1 / w), y), w) for w in WIDTHS]
         alpha, _, width = min(candidates, key=lambda c: c[1])
         gram, cross = (laplacian_kernel(x, coulomb[0][:n], 1 / width) for x in (coulomb[0][:n], coulomb[1]))
         prediction = cross @ np.linalg.solve(gram + alpha * np.eye(n), y)
-        errors.setdefault(COULOMB, []).append(float(np.mean(np.abs(prediction - y_test))))
-        errors.setdefault("linear fit on element counts", []).append(float(np.mean(np.abs(y_test))))
-    choices = {title: repr(kernel.kernel.net.depth) for title, (kernel, _) in chosen.items()}
-    return {"errors": errors, "scatter": scatter, "depths": choices}
+        errors[COULOMB].append(float(np.mean(np.abs(prediction - y_test))))
+        errors["linear fit on element counts"].append(float(np.mean(np.abs(y_test))))
+    return {"errors": errors, "scatter": scatter, "depths": depths}
+
+
+def residuals(train, test, elements, n):
+    """Energies minus the linear fit on element counts of the first n training molecules."""
+    linear = np.linalg.lstsq(counts(train, elements)[:n], train.targets[:n], rcond=None)[0]
+    y, y_test = (part.targets - counts(part, elements) @ linear for part in (train, test))
+    return y[:n], y_test
 
 
 def environments(molecules, elements):

@@ -1,5 +1,6 @@
 """Molecules: files of them, and features of their geometries."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -231,15 +232,18 @@ def _bumps(directions: Float[np.ndarray, "n 3"], beta: float, group: SO3) -> Flo
         sines = np.sin(thetas)
         points = np.stack([sines * np.cos(phis), sines * np.sin(phis), np.cos(thetas)])
         return np.exp(-((directions @ points - 1) ** 2) / beta)
-    # Funk and Hecke: a function of the angle to a direction has the coefficients lambda_l Y_lm(direction).
-    t, weights = np.polynomial.legendre.leggauss(_NODES)
-    profile = weights * np.exp(-((t - 1) ** 2) / beta)
-    legendre = np.polynomial.legendre.legvander(t, group.bandlimit - 1)
-    eigenvalues = 2 * np.pi * profile @ legendre
     x, y, z = directions.T
     polar = tuple(np.arccos(np.clip(z, -1, 1)).tolist())
     values = spherical_harmonics.__wrapped__(group.bandlimit, polar, tuple(np.arctan2(y, x).tolist()))
-    return eigenvalues[degrees(group.bandlimit)] * values
+    return _eigenvalues(group.bandlimit, beta)[degrees(group.bandlimit)] * values
+
+
+@functools.lru_cache(maxsize=8)
+def _eigenvalues(bandlimit: int, beta: float) -> Float[np.ndarray, " L"]:
+    """Funk and Hecke: a bump about a direction has the coefficients lambda_l Y_lm(direction)."""
+    t, weights = np.polynomial.legendre.leggauss(_NODES)
+    profile = weights * np.exp(-((t - 1) ** 2) / beta)
+    return 2 * np.pi * profile @ np.polynomial.legendre.legvander(t, bandlimit - 1)
 
 
 # Gauss-Legendre nodes for bumps of a width down to about a degree.

@@ -42,19 +42,31 @@ def degree_slices(bandlimit: int) -> list[slice]:
     return [slice(degree**2, (degree + 1) ** 2) for degree in range(bandlimit)]
 
 
-@functools.cache
-def wigner_d(degree: int, angle: float) -> Float[np.ndarray, "2l+1 2l+1"]:
+def wigner_d(degree: int, angles: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 2l+1 2l+1"]:
     r"""Wigner's $d^l_{mn}(\beta) = \langle m | e^{-i\beta J_y} | n \rangle$, to rounding at every degree.
 
     From the eigenvectors of $J_y$, whose eigenvalues $-l, \ldots, l$ are known: nothing is recurred over degrees,
     orders or angles. Feng, Wang, Yang & Jin (2015), Phys. Rev. E 92, 043307.
     """
+    vectors, phases = _y_eigenvectors(degree), _phases(degree, angles)
+    return ((vectors * phases[..., None, :]) @ vectors.conj().T).real
+
+
+def _middle_columns(degree: int, angles: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 2l+1"]:
+    """The columns n = 0 of `wigner_d`."""
+    vectors, phases = _y_eigenvectors(degree), _phases(degree, angles)
+    return ((phases * vectors[degree].conj()) @ vectors.T).real
+
+
+@functools.cache
+def _y_eigenvectors(degree: int) -> Complex[np.ndarray, "2l+1 2l+1"]:
     m = np.arange(-degree, degree)
     ladder = np.sqrt(degree * (degree + 1) - m * (m + 1)) / 2j
-    generator = np.diag(ladder, -1) - np.diag(ladder, 1)
-    vectors = np.linalg.eigh(generator)[1]
-    phases = np.exp(-1j * angle * np.arange(-degree, degree + 1))
-    return _frozen(((vectors * phases) @ vectors.conj().T).real)
+    return _frozen(np.linalg.eigh(np.diag(ladder, -1) - np.diag(ladder, 1))[1])
+
+
+def _phases(degree: int, angles: Float[np.ndarray, "..."]) -> Complex[np.ndarray, "... 2l+1"]:
+    return np.exp(-1j * np.multiply.outer(angles, np.arange(-degree, degree + 1)))
 
 
 def real_basis(degree: int) -> Complex[np.ndarray, "2l+1 2l+1"]:
@@ -82,8 +94,7 @@ def quarter_turn(degree: int) -> Float[np.ndarray, "2l+1 2l+1"]:
 def y_rotations(degree: int, angles: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2l+1 2l+1"]:
     """Rotations about the y axis in the real basis; they do not mix orders m >= 0 with orders m < 0."""
     change = real_basis(degree)
-    matrices = np.stack([wigner_d(degree, float(angle)) for angle in angles])
-    return (change @ matrices @ change.conj().T).real
+    return (change @ wigner_d(degree, angles) @ change.conj().T).real
 
 
 @functools.lru_cache(maxsize=32)
@@ -96,7 +107,7 @@ def spherical_harmonics(
     for degree, columns in enumerate(degree_slices(bandlimit)):
         # Y_lm = sqrt((2l + 1) / 4 pi) d^l_m0(theta) exp(i m phi)
         m = np.arange(degree + 1)
-        polar = np.stack([wigner_d(degree, float(theta))[degree:, degree] for theta in rings])[ring]
+        polar = _middle_columns(degree, rings)[ring, degree:]
         polar = polar * np.sqrt((2 * degree + 1) / (4 * np.pi)) * (-1.0) ** m * np.where(m > 0, np.sqrt(2), 1.0)
         azimuth = np.multiply.outer(phis, m)
         block = values[:, columns]

@@ -12,7 +12,7 @@ from s2fft.sampling import s2_samples
 from gpntk.groups import _harmonics as harmonics, _wigner as wigner, complex_coefficients, real_coefficients
 
 pytestmark = pytest.mark.usefixtures("x64")
-BANDLIMITS = (2, 3, 4, 5, 6, 7, 8, 12, 16)
+BANDLIMITS = (*range(2, 9), *(pytest.param(bandlimit, marks=pytest.mark.slow) for bandlimit in (12, 16)))
 
 
 def rng(seed=0):

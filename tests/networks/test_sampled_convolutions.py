@@ -9,6 +9,7 @@ from gpntk.groups import FiniteGroup
 from gpntk.sampling import sample_kernels
 
 VARIANCES = {"weight_variance": 1.3, "bias_variance": 0.2}
+SMALL = {"weight_variance": 0.8, "bias_variance": 0.2}
 SHAPE = (4, 4, 2)
 NETWORKS = {
     "cnn-same-pool": gpntk.CNN(SHAPE, 2, **VARIANCES),
@@ -19,6 +20,15 @@ NETWORKS = {
     "finite-full": gpntk.FiniteGroupCNN(FiniteGroup.symmetric(3), 2, **VARIANCES),
     "finite-subsets": gpntk.FiniteGroupCNN(
         FiniteGroup.symmetric(3), 2, depth=3, supports=((0, 1), (0, 3, 4), (1, 5)), **VARIANCES
+    ),
+}
+# Filters on SO(3) end at the bandlimit of the quadrature: exact for linear networks,
+# for erf to about 1e-4 here.
+NETWORKS |= {
+    "sphere-linear": gpntk.SphericalCNN(2, 2, 3, quadrature_bandlimit=2, activation=gpntk.Identity(), **SMALL),
+    "sphere-erf": gpntk.SphericalCNN(2, 2, 2, quadrature_bandlimit=4, activation=gpntk.Erf(), **VARIANCES),
+    "sphere-inversion": gpntk.SphericalCNN(
+        2, 2, 2, quadrature_bandlimit=4, inversion=True, activation=gpntk.Erf(), **VARIANCES
     ),
 }
 DEFAULT = "finite-subsets"

@@ -41,9 +41,15 @@ def relative(ours, theirs):
     return np.abs((ours - theirs) / np.outer(size, size)).max()
 
 
-@pytest.mark.parametrize("sampling", ["mw", "coefficients"])
-@pytest.mark.parametrize("inversion", [False, True])
-@pytest.mark.parametrize("activation", [gpntk.ReLU(), gpntk.Erf()], ids=["relu", "erf"])
+@pytest.mark.parametrize(
+    ("activation", "inversion", "sampling"),
+    [
+        (gpntk.ReLU(), False, "mw"),
+        pytest.param(gpntk.ReLU(), True, "coefficients", marks=pytest.mark.slow),
+        (gpntk.Erf(), True, "mw"),
+        pytest.param(gpntk.Erf(), False, "coefficients", marks=pytest.mark.slow),
+    ],
+)
 def test_kernels_are_group_averages_of_a_dense_network(activation, inversion, sampling):
     group = SO3(3, 2, sampling, 4, inversion=inversion)
     mlp = gpntk.MLP(3, activation, **VARIANCES)
@@ -144,7 +150,13 @@ def test_kernels_are_symmetric_and_tiles_change_nothing():
         assert np.linalg.eigvalsh(gram).min() > 0
 
 
-@pytest.mark.parametrize("sampling", ["mw", "mwss", "dh", "gl", "healpix", "coefficients"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        "healpix",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mw", "mwss", "dh", "gl", "coefficients")),
+    ],
+)
 def test_kernels_and_predictions_are_invariant_under_rotations(sampling):
     net = gpntk.SphericalCNN(4, 2, 2, sampling, nside=2 if sampling == "healpix" else None, **ERF)
     x = signals(net, 8)
