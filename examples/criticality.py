@@ -21,6 +21,7 @@ import gpntk
 from gpntk import plotting
 
 matplotlib.use("Agg")
+jax.config.update("jax_enable_x64", True)
 import matplotlib.pyplot as plt
 
 DEPTH, INPUT = 24, np.array([[1.0, -0.5, 0.8, 0.3]])
