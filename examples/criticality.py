@@ -21,7 +21,6 @@ import gpntk
 from gpntk import plotting
 
 matplotlib.use("Agg")
-jax.config.update("jax_enable_x64", True)
 import matplotlib.pyplot as plt
 
 DEPTH, INPUT = 24, np.array([[1.0, -0.5, 0.8, 0.3]])
@@ -33,6 +32,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("criticality.png"), help="where the figure goes")
     args = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
     figure, (fluctuation, shift, gradients) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 
     for colour, weight_variance in enumerate((1.6, 2.0, 2.4)):
