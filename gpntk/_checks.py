@@ -88,6 +88,8 @@ def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N 
         raise ValueError(
             f"{name} has {x.shape[1]} features, but the network expects {n_features} features as input."
         )
+    if not isinstance(x, jax.Array) and x.dtype == np.longdouble:
+        x = x.astype(np.float64)  # JAX has nothing wider
     # Converted first: a number may be too large for the precision that is on.
     with np.errstate(over="ignore"):
         x = jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.floating) else float)

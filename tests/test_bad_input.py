@@ -72,7 +72,25 @@ def test_sets_of_inputs_must_match():
         KERNEL(X[0], X[0] * np.nan)
 
 
+def test_kernels_that_overflow_are_refused():
+    deep = gpntk.MLP(20)
+    huge = np.full((2, 2), 3e18, np.float32)  # the NNGP is finite in single precision, the NTK is not
+    for call in (
+        lambda: gpntk.nngp_and_ntk(deep, huge),
+        lambda: gpntk.nngp_and_ntk(deep, huge, huge),
+        lambda: gpntk.NTK(deep).gram(huge),
+        lambda: gpntk.NTK(deep).cross_covariance(huge, huge),
+        lambda: gpntk.NTK(deep).diagonal(huge),
+        lambda: gpntk.NTK(deep)(huge[0], huge[0]),
+        lambda: gpntk.NNGP(NET, variance=1e30).gram(np.full((2, 2), 1e10, np.float32)),
+    ):
+        with raises(ValueError, "Kernel values are not finite in float32"):
+            call()
+
+
 def test_columns_of_the_inputs():
+    with raises(ValueError, "x has 2 features, but `active_dims` is slice(0, 3, None)"):
+        gpntk.NTK(NET, active_dims=slice(0, 3)).gram(X)
     with raises(ValueError, "x has 2 features, but `active_dims` is [0, 2]"):
         gpntk.NTK(NET, active_dims=[0, 2]).gram(X)
     with raises(ValueError, "x has 2 features, but `n_dims` is 3"):

@@ -1,6 +1,7 @@
 """What every activation provides, and the numerically safe pieces that closed forms share."""
 
 import abc
+import math
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpntk._checks import is_traced
+from gpntk._checks import is_traced, real_number
 
 Features = Any
 """What one input contributes to a dual: a pytree of arrays whose leading axes are those of its variance."""
@@ -52,7 +53,8 @@ class AbstractActivation(eqx.Module):
         r"""$E[\sigma(u)\sigma(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting.
 
         Raises:
-            ValueError: if a variance is negative or NaN, or `k` larger than the variances allow.
+            ValueError: if a variance is negative or not finite, `k` larger than the variances allow, or if the
+                moments diverge.
         """
         return self._from_moments(k, q1, q2)[0]
 
@@ -62,7 +64,8 @@ class AbstractActivation(eqx.Module):
         r"""$E[\sigma'(u)\sigma'(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting.
 
         Raises:
-            ValueError: if a variance is negative or NaN, or `k` larger than the variances allow.
+            ValueError: if a variance is negative or not finite, `k` larger than the variances allow, or if the
+                moments diverge.
         """
         return self._from_moments(k, q1, q2)[1]
 
@@ -72,23 +75,45 @@ class AbstractActivation(eqx.Module):
         return self.pair(variance, features, features)
 
     def _from_moments(self, k, q1, q2):
-        if not is_traced(k, q1, q2):
+        k, q1, q2 = (np.asarray(a) if isinstance(a, list | tuple) else a for a in (k, q1, q2))
+        traced = is_traced(k, q1, q2)
+        if not traced:
             _check_covariance(k, q1, q2)
         dtype = jnp.result_type(float, k, q1, q2) if not _floating(k, q1, q2) else jnp.result_type(k, q1, q2)
         k, q1, q2 = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in (k, q1, q2)))
-        return self.pair(k, self.features(q1), self.features(q2))
+        moments = self.pair(k, self.features(q1), self.features(q2))
+        if not traced and not is_traced(moments) and not all(np.isfinite(m).all() for m in moments):
+            raise ValueError(
+                f"The Gaussian moments of {self!r} are not finite for these `k`, `q1` and `q2`: they diverge, or "
+                f"overflow {dtype}."
+            )
+        return moments
 
 
 def _check_covariance(k, q1, q2) -> None:
     k, q1, q2 = (np.asarray(a, np.float64) for a in (k, q1, q2))
     for name, q in (("q1", q1), ("q2", q2)):
-        if not (q >= 0).all():
-            raise ValueError(f"`{name}` must be a variance >= 0, got {q[~(q >= 0)][0]:g}.")
+        valid = (q >= 0) & np.isfinite(q)
+        if not valid.all():
+            raise ValueError(f"`{name}` must be a finite variance >= 0, got {q[~valid][0]:g}.")
     # Single precision rounds a covariance by far less than 1e-4 of its limit.
     allowed = np.abs(k) <= (1 + 1e-4) * np.sqrt(q1) * np.sqrt(q2)
     if not allowed.all():
         k, q1, q2 = (a[~allowed][0] for a in np.broadcast_arrays(k, q1, q2))
         raise ValueError(f"`k` must be at most sqrt(q1 * q2) in size, got {k:g} for q1 = {q1:g} and q2 = {q2:g}.")
+
+
+def coefficient(name: str, value: Any) -> float:
+    """`value` as a finite float whose square is finite too.
+
+    Raises:
+        ValueError: naming the parameter, if it is not of size 1e150 or below.
+        TypeError: if it is not a real number.
+    """
+    number = real_number(name, value, minimum=-math.inf)
+    if abs(number) > 1e150:
+        raise ValueError(f"`{name}` must be a real number of size at most 1e150, got {number:g}.")
+    return number
 
 
 def _floating(*values) -> bool:

@@ -6,9 +6,8 @@ import math
 import equinox as eqx
 import jax.numpy as jnp
 
-from gpntk._checks import real_number
 from gpntk.activations._angles import arc_cosine, arcsine
-from gpntk.activations._base import AbstractActivation, one_minus_square, standard_deviation
+from gpntk.activations._base import AbstractActivation, coefficient, one_minus_square, standard_deviation
 
 
 class _AbstractPiecewiseLinear(AbstractActivation):
@@ -58,7 +57,7 @@ class LeakyReLU(_AbstractPiecewiseLinear):
     negative_slope: float = eqx.field(static=True)
 
     def __init__(self, negative_slope: float = 0.01):
-        self.negative_slope = real_number("negative_slope", negative_slope, minimum=-math.inf)
+        self.negative_slope = coefficient("negative_slope", negative_slope)
 
     @property
     def slopes(self):
@@ -72,8 +71,8 @@ class ABReLU(_AbstractPiecewiseLinear):
     b: float = eqx.field(static=True)
 
     def __init__(self, a: float, b: float):
-        self.a = real_number("a", a, minimum=-math.inf)
-        self.b = real_number("b", b, minimum=-math.inf)
+        self.a = coefficient("a", a)
+        self.b = coefficient("b", b)
 
     @property
     def slopes(self):

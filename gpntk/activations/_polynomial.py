@@ -1,6 +1,7 @@
 """Polynomial activations: their duals are finite series in the covariance."""
 
 import abc
+import functools
 import math
 from collections.abc import Iterable
 
@@ -46,24 +47,55 @@ class _AbstractPolynomial(AbstractActivation):
         return value
 
     def features(self, variance):
-        moments = [_mean(_differentiate(self.power_series, j), variance) for j in range(len(self.power_series))]
-        return jnp.stack([m / math.sqrt(math.factorial(j)) for j, m in enumerate(moments)], axis=-1)
+        return jnp.stack([_series(c, variance) for c in _chaos_coefficients(self.power_series)], axis=-1)
 
     def pair(self, covariance, features1, features2):
         return horner(features1, features2, covariance)
 
 
-def _differentiate(coefficients: tuple[float, ...], times: int) -> tuple[float, ...]:
-    return tuple(c * math.perm(m, times) for m, c in enumerate(coefficients) if m >= times)
+@functools.lru_cache
+def _chaos_coefficients(power_series: tuple[float, ...]) -> list[list[float]]:
+    r"""Of $E[\sigma^{(j)}(u)]/\sqrt{j!}$ as a polynomial in the variance, for every j.
+
+    The power m contributes $c_m\, m! / (2^h h! \sqrt{j!})$ to the order h = (m - j)/2. Factorials stay integers up
+    to the end: as floats they would overflow long before the coefficient does.
+    """
+    degree = len(power_series) - 1
+    coefficients = []
+    for j in range(degree + 1):
+        moments = []
+        for h in range((degree - j) // 2 + 1):
+            m = j + 2 * h
+            weight = math.factorial(m) // (2**h * math.factorial(h))
+            moments.append(power_series[m] * _root_of_ratio(weight**2, math.factorial(j)))
+        coefficients.append(moments)
+    return coefficients
 
 
-def _mean(coefficients: tuple[float, ...], variance: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Mean of a polynomial of a Gaussian: even powers contribute (m - 1)!! variance^(m/2)."""
-    even = [c * math.prod(range(m - 1, 0, -2)) for m, c in enumerate(coefficients) if m % 2 == 0]
+def _root_of_ratio(numerator: int, denominator: int) -> float:
+    """The root of a ratio of integers of any size; `OverflowError` only where the root itself is too large."""
+    shift = (numerator.bit_length() - denominator.bit_length()) // 2
+    scaled = (numerator, denominator << 2 * shift) if shift > 0 else (numerator << -2 * shift, denominator)
+    return math.ldexp(math.sqrt(scaled[0] / scaled[1]), shift)
+
+
+def _series(coefficients: list[float], variance: Float[Array, "..."]) -> Float[Array, "..."]:
     value = jnp.zeros_like(variance)
-    for coefficient in even[::-1]:
+    for coefficient in coefficients[::-1]:
         value = value * variance + coefficient
     return value
+
+
+def _check_degree(name: str, value, power_series: tuple[float, ...]) -> None:
+    try:
+        finite = all(math.isfinite(c) for row in _chaos_coefficients(power_series) for c in row)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError(
+            f"`{name}` must be of a lower degree or smaller: the Gaussian moments overflow double precision, "
+            f"got {value!r}."
+        )
 
 
 class Polynomial(_AbstractPolynomial):
@@ -80,6 +112,7 @@ class Polynomial(_AbstractPolynomial):
         self.coefficients = tuple(
             real_number(f"coefficients[{m}]", c, minimum=-math.inf) for m, c in enumerate(coefficients)
         )
+        _check_degree("coefficients", self.coefficients, self.coefficients)
 
     @property
     def power_series(self):
@@ -93,6 +126,7 @@ class Monomial(_AbstractPolynomial):
 
     def __init__(self, k: int):
         self.k = integer("k", k, minimum=0)
+        _check_degree("k", self.k, self.power_series)
 
     @property
     def power_series(self):
@@ -121,10 +155,12 @@ class Hermite(AbstractActivation):
 
     def features(self, variance):
         table = [jnp.zeros_like(variance)] * (self.k + 1)
-        power = jnp.ones_like(variance)
+        term = jnp.ones_like(variance)
         for i in range(self.k // 2 + 1):
-            table[self.k - 2 * i] = math.sqrt(math.comb(self.k, 2 * i) * math.comb(2 * i, i)) * power
-            power = power * (0.5 * (variance - 1.0))
+            table[self.k - 2 * i] = term
+            # From one binomial coefficient under the root to the next: they alone would overflow.
+            left = self.k - 2 * i
+            term = term * (math.sqrt(left * (left - 1)) / (i + 1) * 0.5 * (variance - 1.0))
         return jnp.stack(table, axis=-1)
 
     def pair(self, covariance, features1, features2):

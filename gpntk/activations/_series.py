@@ -217,7 +217,10 @@ class Elementwise(_AbstractSeries):
         if not callable(fn):
             raise TypeError(f"`fn` must be a function of one array, got {fn!r}.")
         probe = jax.ShapeDtypeStruct((3,), jnp.float32)
-        result = jax.eval_shape(fn, probe)
+        try:
+            result = jax.eval_shape(lambda x: fn(x), probe)
+        except jax.errors.TracerArrayConversionError:
+            raise TypeError(f"`fn` must be made of functions of jax.numpy, not numpy, got {fn!r}.") from None
         if getattr(result, "shape", None) != probe.shape:
             raise ValueError(f"`fn` must map an array of shape (3,) to one of the same shape, got {result!r}.")
         self.fn = fn

@@ -11,6 +11,7 @@ from gpntk._checks import real_number
 from gpntk.activations._angles import arcsine
 from gpntk.activations._base import (
     AbstractActivation,
+    coefficient,
     derive_from,
     one_minus_square,
     snap,
@@ -56,7 +57,9 @@ class Erf(AbstractActivation):
         weight = features1[0] * features2[0]
         rho = covariance * (features1[3] * features2[3])
         cosine = jnp.sqrt(_damped_determinant(rho, features1, features2))
-        angle = arcsine(2.0 * self.b**2 * covariance * weight, cosine)
+        # 2 b^2 k / sqrt((1 + 2 b^2 q1)(1 + 2 b^2 q2)) from factors of which none can overflow.
+        sine = rho * (jnp.sqrt(features1[2]) * jnp.sqrt(features2[2]))
+        angle = arcsine(derive_from(sine, 2.0 * self.b**2 * covariance * weight), cosine)
         dual = (2.0 * self.a**2 / math.pi) * angle + self.c**2
         return dual, (4.0 * (self.a * self.b) ** 2 / math.pi) * weight / cosine
 
@@ -216,4 +219,4 @@ class Gaussian(AbstractActivation):
 
 
 def _coefficients(**values: float) -> tuple[float, ...]:
-    return tuple(real_number(name, value, minimum=-math.inf) for name, value in values.items())
+    return tuple(coefficient(name, value) for name, value in values.items())

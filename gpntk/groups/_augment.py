@@ -39,6 +39,6 @@ def augment(
             "need sample weights. Use GroupAveraged instead."
         )
     y = jnp.asarray(y)
-    if len(y) != len(X):
-        raise ValueError(f"`y` must have one row for each of the {len(X)} inputs, got {len(y)}.")
+    if y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"`y` must have one row for each of the {len(X)} inputs, got shape {y.shape}.")
     return group.act(X).reshape(-1, X.shape[1]), jnp.tile(y, (group.order,) + (1,) * (y.ndim - 1))

@@ -42,7 +42,12 @@ class FiniteGroup(AbstractGroup):
         self.table = _frozen(_index_matrix("table", table))
         _check_rows("permutations", self.permutations)
         self.identity, self.inverse = _check_table(self.table)
-        _check_action(self.permutations, self.table)
+        acts_on_itself = np.array_equal(self.permutations, self.table)
+        if not acts_on_itself:
+            _check_action(self.permutations, self.table)
+        # Composition of permutations is associative, and so is a table that different permutations obey.
+        if acts_on_itself or len(np.unique(self.permutations, axis=0)) < len(self.table):
+            _check_associativity(self.table)
         self._hash = hash((self.permutations.tobytes(), self.table.tobytes(), self.channels))
 
     @classmethod
@@ -62,9 +67,7 @@ class FiniteGroup(AbstractGroup):
         perms = _index_matrix("perms", perms)
         _check_rows("perms", perms)
         elements = _closure(perms)
-        index = {element.tobytes(): i for i, element in enumerate(elements)}
-        table = [[index[product.tobytes()] for product in element[elements]] for element in elements]
-        return cls(elements, table, channels)
+        return cls(elements, _composition_table(elements), channels)
 
     @classmethod
     def from_table(cls, table: Any, channels: int = 1) -> Self:
@@ -96,7 +99,8 @@ class FiniteGroup(AbstractGroup):
         n = _checks.integer("n", n, minimum=1)
         if n > 7:
             raise ValueError(f"`n` must be at most 7, got {n}: the group has n! elements.")
-        return cls.from_permutations(list(itertools.permutations(range(n))), channels)
+        elements = np.asarray(list(itertools.permutations(range(n))), np.int32)
+        return cls(elements, _composition_table(elements), channels)
 
     @classmethod
     def product(cls, first: "FiniteGroup", second: "FiniteGroup", channels: int = 1) -> Self:
@@ -127,7 +131,8 @@ class FiniteGroup(AbstractGroup):
         return True
 
     def transform(self, x, index):
-        signal = jnp.asarray(x).reshape(len(x), self.points, self.channels)
+        x = _checks.inputs("x", x, self.n_features)
+        signal = x.reshape(len(x), self.points, self.channels)
         return signal[:, jnp.asarray(self.permutations[self.inverse])[index]].reshape(x.shape)
 
     def __eq__(self, other):
@@ -157,6 +162,9 @@ def _index_matrix(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"`{name}` must be a non-empty matrix, one row an element, got {shape}.")
     if not np.issubdtype(matrix.dtype, np.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {matrix.dtype}.")
+    # Checked before the conversion, which would wrap large numbers around.
+    if matrix.min() < 0 or matrix.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"`{name}` must have non-negative entries, got {matrix.min()} to {matrix.max()}.")
     return matrix.astype(np.int32)
 
 
@@ -190,11 +198,14 @@ def _check_table(table: np.ndarray) -> tuple[int, np.ndarray]:
     identity = int(np.argmax(neutral))
     if not ((table == identity).sum(axis=1) == 1).all():
         raise ValueError("`table` must have exactly one inverse for every element.")
+    inverse = np.argmax(table == identity, axis=1)
+    return identity, _frozen(inverse)
+
+
+def _check_associativity(table: np.ndarray) -> None:
     for g, row in enumerate(table):
         if not np.array_equal(table[row], row[table]):
             raise ValueError(f"`table` must be associative, got (gh)k different from g(hk) for g = {g}.")
-    inverse = np.argmax(table == identity, axis=1)
-    return identity, _frozen(inverse)
 
 
 def _check_action(permutations: np.ndarray, table: np.ndarray) -> None:
@@ -210,6 +221,20 @@ def _check_action(permutations: np.ndarray, table: np.ndarray) -> None:
             )
 
 
+def _composition_table(elements: np.ndarray) -> np.ndarray:
+    """The multiplication table of a closed set of different permutations."""
+    order = np.lexsort(elements.T[::-1])
+    rows = _as_scalars(elements[order])
+    table = [order[np.searchsorted(rows, _as_scalars(element[elements]))] for element in elements]
+    return np.stack(table).astype(np.int32)
+
+
+def _as_scalars(rows: np.ndarray) -> np.ndarray:
+    """Rows of small non-negative integers as byte strings, which sort as the rows do."""
+    big_endian = np.ascontiguousarray(rows, ">u4")
+    return big_endian.view(f"S{4 * rows.shape[1]}")[:, 0]
+
+
 def _closure(generators: np.ndarray) -> np.ndarray:
     """All products of permutations, breadth first."""
     points = np.arange(generators.shape[1], dtype=generators.dtype)
@@ -217,14 +242,15 @@ def _closure(generators: np.ndarray) -> np.ndarray:
     generators = list({row.tobytes(): row for row in generators}.values())
     frontier = [points]
     while frontier:
-        products = [generator[element] for element in frontier for generator in generators]
-        frontier = []
-        for product in products:
-            if product.tobytes() not in found:
-                found[product.tobytes()] = product
-                frontier.append(product)
-        if len(found) > _LARGEST_ORDER:
-            raise ValueError(f"`perms` must generate a group of at most {_LARGEST_ORDER} elements, got more.")
+        new = []
+        for element in frontier:
+            for generator in generators:
+                product = generator[element]
+                if found.setdefault(product.tobytes(), product) is product:
+                    new.append(product)
+            if len(found) > _LARGEST_ORDER:
+                raise ValueError(f"`perms` must generate a group of at most {_LARGEST_ORDER} elements, got more.")
+        frontier = new
     return np.stack(generators if len(found) == len(generators) else list(found.values()))
 
 

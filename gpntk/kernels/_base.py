@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from gpjax.kernels import AbstractKernel, Constant, MultiOutputKernel, ProductKernel, SumKernel
 from gpjax.kernels.computations import AbstractKernelComputation
@@ -71,8 +72,11 @@ class AbstractFeatureKernel(AbstractKernel):
     def slice_input(self, x: Float[Array, "... D"]) -> Float[Array, "... Q"]:
         """The active columns of `x`; unlike GPJax, and JAX's indexing, never others than those asked for."""
         columns = x.shape[-1]
-        if isinstance(self.active_dims, list) and not all(-columns <= i < columns for i in self.active_dims):
-            raise ValueError(f"x has {columns} features, but `active_dims` is {self.active_dims}.")
+        wanted = self.active_dims
+        # A slice that reaches beyond the last column would be cut short in silence.
+        beyond = isinstance(wanted, slice) and wanted.stop is not None and wanted.stop > columns
+        if beyond or (isinstance(wanted, list) and not all(-columns <= i < columns for i in wanted)):
+            raise ValueError(f"x has {columns} features, but `active_dims` is {wanted}.")
         if self.active_dims == slice(None) and self.n_dims not in (None, columns):
             raise ValueError(f"x has {columns} features, but `n_dims` is {self.n_dims}.")
         return super().slice_input(x)
@@ -190,9 +194,7 @@ class AbstractCombination(AbstractFeatureKernel):
     def diagonal_values(self, features):
         return self.reduce(
             [
-                k.diagonal_values(f)
-                if isinstance(k, AbstractFeatureKernel)
-                else jnp.diagonal(k.diagonal(f).as_matrix())
+                k.diagonal_values(f) if isinstance(k, AbstractFeatureKernel) else lx.diagonal(k.diagonal(f))
                 for k, f in zip(self.kernels, features, strict=True)
             ]
         )

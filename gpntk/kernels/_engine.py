@@ -355,21 +355,53 @@ class BlockedComputation(AbstractKernelComputation):
         features1, features2 = _features(kernel, x), _features(kernel, y)
         block_size = self._block_size(kernel)
         if self.progress and not _checks.is_traced(kernel, features1, features2):
-            return cross_in_steps(kernel.pair, features1, features2, block_size)
-        return _cross(kernel, features1, features2, block_size)
+            return finite(cross_in_steps(kernel.pair, features1, features2, block_size))
+        return finite(_cross(kernel, features1, features2, block_size))
 
     def _gram(self, kernel, x):
         features, block_size = _features(kernel, _checks.inputs("x", x)), self._block_size(kernel)
         if self.progress and not _checks.is_traced(kernel, features):
-            return gram_in_steps(kernel.pair, kernel.diagonal_values, features, block_size)
-        return _gram(kernel, features, block_size)
+            return finite_gram(gram_in_steps(kernel.pair, kernel.diagonal_values, features, block_size))
+        return finite_gram(_gram(kernel, features, block_size))
 
     def _diagonal(self, kernel, inputs):
-        values = _diagonal(kernel, _features(kernel, _checks.inputs("x", inputs)), self._block_size(kernel))
+        features = _features(kernel, _checks.inputs("x", inputs))
+        values = finite(_diagonal(kernel, features, self._block_size(kernel)))
         return lx.TaggedLinearOperator(lx.DiagonalLinearOperator(values), lx.positive_semidefinite_tag)
 
     def _block_size(self, kernel) -> int:
         return self.block_size or default_block_size(kernel.sites_per_pair)
+
+
+def finite(matrices: Any) -> Any:
+    """Kernel values, refused where they are not finite: the features were, so that something overflowed.
+
+    Raises:
+        ValueError: naming the precision.
+    """
+    for leaf in jax.tree.leaves(matrices):
+        _refuse_overflow(leaf, leaf)
+    return matrices
+
+
+def finite_gram(matrices: Any) -> Any:
+    """`finite` for Gram matrices, whose diagonal bounds all entries."""
+    for leaf in jax.tree.leaves(matrices):
+        _refuse_overflow(leaf, jnp.diagonal(leaf))
+    return matrices
+
+
+def _refuse_overflow(matrix, entries) -> None:
+    if not _checks.is_traced(matrix) and not bool(_all_finite(entries)):
+        raise ValueError(
+            f"Kernel values are not finite in {matrix.dtype}: scale the inputs or the variances down, or enable "
+            "double precision with `jax.enable_x64`."
+        )
+
+
+@jax.jit
+def _all_finite(values):
+    return jnp.isfinite(values).all()
 
 
 def _features(kernel, x):

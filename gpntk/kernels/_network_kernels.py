@@ -25,6 +25,8 @@ from gpntk.kernels._engine import (
     cross_blocks,
     cross_in_steps,
     default_block_size,
+    finite,
+    finite_gram,
     gram_blocks,
     gram_in_steps,
 )
@@ -165,8 +167,8 @@ def nngp_and_ntk(
         NNGP and NTK matrices.
 
     Raises:
-        ValueError: if inputs are not finite 2-D arrays of matching dimension, or if a Gaussian moment of the
-            activation diverges.
+        ValueError: if inputs are not finite 2-D arrays of matching dimension, if a Gaussian moment of the
+            activation diverges, or if kernel values overflow.
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     x1 = _checks.inputs("x1", x1, net.n_features)
@@ -175,15 +177,15 @@ def nngp_and_ntk(
     net.check_moments(features1)
     if x2 is None:
         if progress and not _checks.is_traced(net, features1):
-            return tuple(gram_in_steps(net.kernels, net.diagonal, features1, block_size))
-        return tuple(_gram(net, features1, block_size))
+            return finite_gram(tuple(gram_in_steps(net.kernels, net.diagonal, features1, block_size)))
+        return finite_gram(tuple(_gram(net, features1, block_size)))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
     features2 = _features(net, x2)
     net.check_moments(features2)
     if progress and not _checks.is_traced(net, features1, features2):
-        return tuple(cross_in_steps(net.kernels, features1, features2, block_size))
-    return tuple(_cross(net, features1, features2, block_size))
+        return finite(tuple(cross_in_steps(net.kernels, features1, features2, block_size)))
+    return finite(tuple(_cross(net, features1, features2, block_size)))
 
 
 @eqx.filter_jit

@@ -1,6 +1,6 @@
 """Group-convolutional networks over finite groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -238,6 +238,8 @@ def _checked_supports(supports: Any, group: FiniteGroup, depth: int) -> Supports
     checked = []
     for layer, (support, everything) in enumerate(zip(supports, full, strict=True)):
         indices = everything if support is None else support
+        if not isinstance(indices, Iterable):
+            raise TypeError(f"`supports[{layer}]` must be a sequence of integers or None, got {support!r}.")
         subset = tuple(sorted(_checks.integer(f"supports[{layer}]", i, minimum=0) for i in indices))
         if not subset or len(set(subset)) != len(subset) or subset[-1] >= len(everything):
             raise ValueError(

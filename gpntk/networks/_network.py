@@ -3,6 +3,7 @@
 import abc
 import inspect
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -23,6 +24,8 @@ from gpntk.networks._state import KernelState
 
 # An order of magnitude below the 1% that sampled networks resolve; tanh reaches it at variance 20.
 _SERIES_TOLERANCE = 1e-3
+# Hardly anything of a moment is resolved then: it diverges, or the function jumps or oscillates too fast.
+_SERIES_FAILURE = 0.9
 
 
 class NetworkFeatures(NamedTuple):
@@ -176,6 +179,11 @@ class AbstractNetwork(eqx.Module):
                 "at the variance of its preactivations. Scale the inputs down or lower `weight_variance`."
             )
         error = _series_error(features)
+        if error > _SERIES_FAILURE:
+            raise ValueError(
+                f"The Gaussian moments of {self.activation!r} cannot be computed: E[s(z)^2] or E[s'(z)^2] "
+                f"diverges, or the function varies too fast for its series (relative error up to {error:.1e})."
+            )
         if error > _SERIES_TOLERANCE:
             warnings.warn(
                 f"The duals of {self.activation!r} come from a series that is not accurate at these inputs: the "
@@ -209,14 +217,23 @@ class AbstractNetwork(eqx.Module):
 
     def apply(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n_outputs"]:
         """Outputs of the finite network with the given parameters."""
-        return self.readout_layer.apply(params[-1], self.hidden(params, x))
+        hidden = self.hidden(params, x)
+        return self.readout_layer.apply(params[-1], hidden)
 
     def hidden(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n"]:
         """What the readout sees: activations of the last hidden layer (after pooling, if any)."""
+        self.check_parameters(params)
         signal = self.domain.signal(_checks.inputs("x", x, self.n_features))
         for layer, layer_parameters in zip(self.body, params[:-1], strict=True):
             signal = layer.apply(layer_parameters, signal)
         return signal
+
+    def check_parameters(self, params: list) -> None:
+        """Raise `ValueError` for what cannot be parameters of this architecture."""
+        expected, is_list = len(self.layers), isinstance(params, list | tuple)
+        if not is_list or len(params) != expected:
+            got = f"{len(params)} entries" if is_list else repr(params)
+            raise ValueError(f"`params` must be parameters from `net.init`, a list of {expected}, got {got}.")
 
     def hidden_widths(self, width: int) -> tuple[int, ...]:
         """Widths of all hidden layers when the last one has `width` neurons (or channels)."""
@@ -306,7 +323,9 @@ def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, PositiveReal) and not _checks.is_traced(value):
+    # A frozen parameter stays an object: as a float it would be trainable again.
+    frozen = isinstance(value, PositiveReal) and isinstance(value._unconstrained, AbstractUnwrappable)
+    if isinstance(value, PositiveReal) and not frozen and not _checks.is_traced(value):
         with jax.enable_x64(True):
             return float(val(value))
     return value
@@ -315,6 +334,8 @@ def _plain(value: Any) -> Any:
 def _width_ratios(ratios: Any, depth: int) -> tuple[float, ...] | None:
     if ratios is None:
         return None
+    if not isinstance(ratios, Iterable):
+        raise TypeError(f"`width_ratios` must be a sequence of {depth} positive numbers or None, got {ratios!r}.")
     ratios = tuple(_checks.real_number("width_ratios", r, minimum=0.0, strict=True) for r in ratios)
     if len(ratios) != depth or ratios[-1] != 1.0:
         raise ValueError(f"`width_ratios` must be {depth} positive numbers, the last one 1, got {ratios}.")

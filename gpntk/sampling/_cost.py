@@ -15,6 +15,11 @@ def affordable(numbers_per_item: int, items: int) -> int:
     return max(1, min(items, BUDGET // max(1, numbers_per_item)))
 
 
+def fits(numbers: int) -> bool:
+    """Whether so many numbers may be held at once."""
+    return numbers <= BUDGET
+
+
 def working_set(function: Callable, *arguments) -> int:
     """An upper bound on the numbers that a call holds at once: all of its intermediate values together."""
     jaxpr = eqx.filter_make_jaxpr(function)(*arguments)[0].jaxpr

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from gpntk import _checks
 from gpntk.kernels._engine import cross_blocks, gram_blocks
 from gpntk.networks import AbstractNetwork
-from gpntk.sampling._cost import affordable, flops, working_set
+from gpntk.sampling._cost import affordable, fits, flops, working_set
 
 Function = Callable[[AbstractNetwork, Any, Float[Array, "N D"]], Float[Array, "N q"]]
 """A function of an architecture, differentiable parameters and a batch of inputs, acting on each input alone."""
@@ -80,8 +80,10 @@ def linearize(net: AbstractNetwork, params: list) -> Callable[[list, Float[Array
     check_parameters(net, params)
 
     def linearized(new_params: list, x: Float[Array, "N D"]) -> Float[Array, "N q"]:
-        change = jax.tree.map(jnp.subtract, new_params, params)
-        value, slope = jax.jvp(lambda p: net.apply(p, x), (params,), (change,))
+        check_parameters(net, new_params)
+        start, end, x = in_one_precision((params, new_params, _checks.inputs("x", x, net.n_features)))
+        change = jax.tree.map(jnp.subtract, end, start)
+        value, slope = jax.jvp(lambda p: net.apply(p, x), (start,), (change,))
         return value + slope
 
     return linearized
@@ -100,9 +102,7 @@ def checked(net, params, x1, x2):
 def check_parameters(net, params) -> None:
     """Refuse parameters that cannot be those of the architecture."""
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
-    if not isinstance(params, list | tuple) or len(params) != len(net.layers):
-        got = f"{len(params)} entries" if isinstance(params, list | tuple) else repr(params)
-        raise ValueError(f"`params` must be parameters from `net.init`, a list of {len(net.layers)}, got {got}.")
+    net.check_parameters(params)
 
 
 def in_one_precision(tree: Any) -> Any:
@@ -131,8 +131,8 @@ def ntk(function: Function, net, params, x1, x2, outputs: str):
       numbers of a row, and a row's operations once for every tile it meets;
     - Jacobian-vector products: $3F$ for each pair of input $x_2$ and output, $2F$ more for each input $x_1$.
 
-    The first always wins for "mean" unless a single row strains the memory; the second wins for "full" with
-    more than a few outputs, because it does not square their number.
+    The first always wins for "mean" unless two rows of a Jacobian exceed the memory; the second wins for "full"
+    with more than a few outputs, because it does not square their number.
     """
     evaluation = flops(function, net, params, x1[:1])
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -147,7 +147,8 @@ def ntk(function: Function, net, params, x1, x2, outputs: str):
     if x2 is None:  # only one triangle
         contraction /= 2
     products = n2 * q * evaluation * (3 + 2 * n1)
-    method = by_contraction if contraction <= products else by_products
+    cheaper = by_contraction if contraction <= products else by_products
+    method = cheaper if fits(2 * row_size) else by_products
     return method(function, net, params, x1, x2, outputs)
 
 

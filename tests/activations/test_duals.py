@@ -349,8 +349,9 @@ def test_dual_takes_numbers_and_arrays():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.0, -1.0, 1.0), "`q1` must be a variance >= 0, got -1"),
-        ((0.0, 1.0, np.nan), "`q2` must be a variance >= 0, got nan"),
+        ((0.0, -1.0, 1.0), "`q1` must be a finite variance >= 0, got -1"),
+        ((0.0, 1.0, np.nan), "`q2` must be a finite variance >= 0, got nan"),
+        ((0.0, np.inf, 1.0), "`q1` must be a finite variance >= 0, got inf"),
         ((1.5, 1.0, 1.0), "`k` must be at most sqrt"),
         ((np.nan, 1.0, 1.0), "`k` must be at most sqrt"),
     ],
@@ -361,9 +362,35 @@ def test_impossible_moments_are_refused(arguments, message):
             method(*arguments)
 
 
+@pytest.mark.parametrize("activation", [gpntk.Gaussian(b=1.0), gpntk.Exp(b=40.0), gpntk.Monomial(60)], ids=repr)
+def test_moments_that_diverge_or_overflow_are_refused(activation):
+    with pytest.raises(ValueError, match=r"The Gaussian moments of .* are not finite"):
+        activation.dual(jnp.float32(0.5), jnp.float32(0.5), jnp.float32(0.5))
+
+
+@pytest.mark.parametrize("fn", [lambda x: 1.0 / x, lambda x: jnp.log(jnp.abs(x)), jnp.sign])
+def test_functions_whose_series_fails_are_refused(fn):
+    with pytest.raises(ValueError, match=r"The Gaussian moments of .* cannot be computed"):
+        gpntk.nngp_and_ntk(gpntk.MLP(1, gpntk.Elementwise(fn)), np.eye(3))
+
+
+@pytest.mark.parametrize("k", [160, 200, 1000])
+def test_hermite_polynomials_of_high_degree_have_unit_norm(k):
+    assert float(gpntk.Hermite(k).dual(jnp.float32(1), jnp.float32(1), jnp.float32(1))) == 1.0
+
+
+def test_steep_error_functions_become_signs():
+    # 2/pi arcsin(1/2) = 1/3, the dual of the sign.
+    steep = gpntk.Erf(b=1e18).dual(jnp.float32(0.5), jnp.float32(1), jnp.float32(1))
+    assert float(steep) == pytest.approx(1 / 3, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
+        (lambda: gpntk.Erf(b=1e200), ValueError, "`b` must be a real number of size at most 1e150, got 1e"),
+        (lambda: gpntk.Monomial(400), ValueError, "`k` must be of a lower degree or smaller"),
+        (lambda: gpntk.Elementwise(np.tanh), TypeError, "`fn` must be made of functions of jax.numpy"),
         (lambda: gpntk.ABReLU("x", 1), TypeError, "`a` must be a finite real number"),
         (lambda: gpntk.ABReLU(1, np.nan), ValueError, "`b` must be a finite real number"),
         (lambda: gpntk.LeakyReLU(None), TypeError, "`negative_slope` must be"),

@@ -115,6 +115,12 @@ def test_groups_are_compared_and_hashed_by_what_they_do():
             ValueError,
             "at most 5040 elements",
         ),
+        (
+            lambda: FiniteGroup.from_permutations([[2**32, 1], [1, 2**32]]),
+            ValueError,
+            "`perms` must have non-negative entries",
+        ),
+        (lambda: FiniteGroup.cyclic(3).act(np.ones((2, 4))), ValueError, "x has 4 features"),
         (lambda: FiniteGroup.from_table([[0, 1], [1, 2]]), ValueError, "permutations of 0, ..., 1"),
         (lambda: FiniteGroup.from_table([[0, 1, 2], [1, 2, 0]]), ValueError, "must be square"),
         (lambda: FiniteGroup.from_table([[1, 0], [1, 0]]), ValueError, "must have an identity"),
@@ -164,7 +170,7 @@ def test_augment_lists_transforms_element_by_element():
 
 def test_augment_refuses_bad_input():
     x = np.ones((2, 4))
-    with pytest.raises(ValueError, match="one row for each of the 2 inputs, got 3"):
+    with pytest.raises(ValueError, match="one row for each of the 2 inputs, got shape"):
         augment(x, np.ones(3), C4((2, 2, 1)))
     with pytest.raises(ValueError, match="X has 4 features"):
         augment(x, np.ones(2), C4((3, 3, 1)))

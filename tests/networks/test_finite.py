@@ -9,7 +9,9 @@ import gpjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paramax
 import pytest
+from gpjax.parameters import PositiveReal
 from scipy.special import erf
 from sklearn.base import clone
 
@@ -157,6 +159,11 @@ def test_init_refuses(arguments, message):
         ({"weight_variance": np.nan}, ValueError, "`weight_variance` must be .* got nan"),
         ({"bias_variance": -0.1}, ValueError, "`bias_variance` must be a finite real number >= 0, got -0.1"),
         ({"readout_bias": None}, TypeError, "`readout_bias` must be True or False, got None"),
+        (
+            {"width_ratios": 1.0},
+            TypeError,
+            "`width_ratios` must be a sequence of 2 positive numbers or None, got 1",
+        ),
         ({"width_ratios": (1.0,)}, ValueError, "`width_ratios` must be 2 positive numbers, the last one 1"),
         ({"width_ratios": (1.0, 2.0)}, ValueError, "`width_ratios` must be 2 positive numbers, the last one 1"),
         ({"width_ratios": (-1.0, 1.0)}, ValueError, "`width_ratios` must be a finite real number > 0, got -1"),
@@ -215,6 +222,14 @@ def test_scikit_learn_reads_and_writes_the_constructor_arguments():
     with pytest.raises(ValueError, match="Invalid parameter 'width' for MLP"):
         NET.set_params(width=3)
     assert clone(NET) is NET
+
+
+def test_frozen_parameters_stay_frozen_through_get_params():
+    x = jnp.asarray(X)
+    for variance, trained in ((PositiveReal(1.5), True), (paramax.non_trainable(PositiveReal(1.5)), False)):
+        again = gpntk.MLP(**gpntk.MLP(weight_variance=variance).get_params())
+        slope = eqx.filter_grad(lambda net: gpntk.nngp_and_ntk(net, x)[0].sum())(again)
+        assert any(np.any(leaf != 0.0) for leaf in jax.tree.leaves(slope)) == trained
 
 
 def test_networks_are_immutable():

@@ -123,6 +123,30 @@ def test_works_under_transformations():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
 
 
+def test_jacobians_too_large_for_memory_are_not_formed(monkeypatch):
+    taken = []
+    for name in ("by_contraction", "by_products"):
+        monkeypatch.setattr(_empirical, name, lambda *_, name=name: taken.append(name))
+    net = gpntk.MLP(2)
+
+    # One row of the Jacobian is 2048 times the parameters, 70 GB: traced, not run.
+    def kernel(key):
+        params = net.init(key, 30, width=2048, n_outputs=2048)
+        return _empirical.ntk(_outputs, net, params, jnp.ones((1, 30)), None, "mean")
+
+    jax.eval_shape(kernel, jax.random.key(0))
+    assert taken == ["by_products"]
+
+
+def test_linearize_mixes_precisions(params, x64):
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    moved = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    mixed = gpntk.linearize(NET, single)(moved, X1)
+    exact = gpntk.linearize(NET, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), single))(moved, X1)
+    assert mixed.dtype == jnp.float64
+    np.testing.assert_allclose(mixed, exact, rtol=1e-12)
+
+
 def test_precision_is_that_of_the_wider_argument(x64):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), NET.init(jax.random.key(0), 3, width=8))
     kernel = gpntk.empirical_ntk(NET, params, X1)
@@ -146,5 +170,9 @@ def test_bad_input():
         gpntk.empirical_ntk(net, params[:1], X1)
     with pytest.raises(ValueError, match="`params` must be parameters"):
         gpntk.linearize(net, None)
+    with pytest.raises(ValueError, match="`params` must be parameters"):
+        gpntk.linearize(net, params)(params[:1], X1)
+    with pytest.raises(ValueError, match="`params` must be parameters"):
+        net.apply([], X1)
     with pytest.raises(TypeError, match="`net` must be an architecture"):
         gpntk.empirical_ntk(gpntk.MLP, params, X1)
