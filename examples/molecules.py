@@ -88,7 +88,8 @@ def one_shuffle(molecules, sizes, n_test, seed):
     coulomb = [coulomb_matrices(part.numbers, part.positions) for part in (train, test)]
     targets = {n: residuals(train, test, elements, n) for n in sizes}
     errors, scatter, depths = {}, {}, {}
-    choices = {kind: choose(kind, raw[0][:100], targets[sizes[0]][0][:100], elements) for kind in ("so3", "mlp")}
+    few = min(100, sizes[0])
+    choices = {kind: choose(kind, raw[0][:few], targets[sizes[0]][0][:few], elements) for kind in ("so3", "mlp")}
     bar = tqdm([(SO3, "so3"), (MLP, "mlp"), (ROTATED, "mlp")], desc=f"shuffle {seed}")
     for title, kind in bar:
         bar.set_postfix_str(title)
