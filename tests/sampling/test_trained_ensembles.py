@@ -53,7 +53,7 @@ def test_mean_and_variance_of_trained_ensembles(time):
         difference = descent.mean(X_TEST, STEPS[time]) - mean
         assert np.linalg.norm(difference) < 4e-3 * np.linalg.norm(mean)
 
-    narrow, wide = moments(outputs(48, 1000, time)), moments(outputs(96, 2000, time))
+    narrow, wide = moments(outputs(48, 1600, time)), moments(outputs(96, 3200, time))
     (means, mean_errors), (variances, variance_error) = (
         extrapolated(*pair) for pair in zip(narrow, wide, strict=True)
     )
