@@ -64,7 +64,9 @@ def main():
     for index, (title, accuracy) in enumerate(baselines.items()):
         axes.axhline(accuracy, color=f"C{index + 1}", ls="--", lw=1.2, label=title)
     axes.set(xlabel="training time (learning rate x steps)", ylabel="test accuracy", title=name)
-    axes.legend()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     figure.savefig(args.output, dpi=130)
     print(f"Figure: {args.output.resolve()}")
 

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 
 NETWORK = gpntk.MLP(depth=2, activation=gpntk.Erf(), weight_variance=2.0, bias_variance=0.2)
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
-MEMBERS, TIME = 24, 5.0
+MEMBERS, TIME = 32, 5.0
 
 
 def main():
@@ -52,13 +52,20 @@ def main():
     for colour, (name, (values, expected)) in enumerate(quantities.items()):
         slope, error, intercept = log_log_fit(np.array(WIDTHS), *values.T)
         print(f"{name:26s}slope {slope:.3f} +- {error:.3f}   (leading order: {expected})")
-        axes.errorbar(WIDTHS, values[:, 0], yerr=values[:, 1], fmt="o", color=f"C{colour}")
+        widths = np.array(WIDTHS, float)
         label = rf"{name}: slope ${slope:.2f} \pm {error:.2f}$"
-        axes.plot(WIDTHS, np.exp(intercept) * np.array(WIDTHS, float) ** slope, color=f"C{colour}", label=label)
-    axes.set(xscale="log", yscale="log", xlabel="width", ylabel="relative to the NTK")
+        axes.errorbar(WIDTHS, values[:, 0], yerr=values[:, 1], fmt="o", ms=5, capsize=3, color=f"C{colour}")
+        axes.plot(WIDTHS, np.exp(intercept) * widths**slope, color=f"C{colour}", label=label)
+        # Through the point of the largest width, where the leading order holds best.
+        leading = values[-1, 0] * (widths / widths[-1]) ** expected
+        label = None if colour else "leading order: slopes $-1$ and $-1/2$"
+        axes.plot(WIDTHS, leading, color="0.5", ls=":", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="width", ylabel="size relative to the tangent kernel")
     axes.set_xticks(WIDTHS, [str(w) for w in WIDTHS])
     axes.minorticks_off()
-    axes.legend()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     figure.savefig(args.output, dpi=130)
     print(f"Figure: {args.output.resolve()}")
 

@@ -3,8 +3,9 @@
     python examples/learning_sine.py
 
 Six points of sin(x) are learnt by gradient descent from random initialisations. Columns are training times, rows
-are widths. Grey: mean and two standard deviations over initialisations in the limit of infinite width, from
-`gpntk.GradientFlow`. Orange: the same over an ensemble of trained networks of the width of the row.
+are widths. Blue: mean and two standard deviations over initialisations in the limit of infinite width, from
+`gpntk.GradientFlow`. Orange: the same over an ensemble of trained networks of the width of the row, a few of which
+are drawn as thin lines. Dots: the six points; dotted: the sine they lie on.
 The printed numbers are root-mean-square differences over the interval, in units of the average analytic standard
 deviation; those of the means have a sampling error of 1 / sqrt(members).
 """
@@ -25,6 +26,7 @@ import matplotlib.pyplot as plt
 
 NETWORK = gpntk.MLP(depth=2, activation=gpntk.Erf(), weight_variance=2.0, bias_variance=0.5)
 TIMES, WIDTHS, MEMBERS = (1.0, 10.0, 100.0), (16, 64, 256), 60
+SAMPLES = 8  # trained networks drawn one by one
 
 
 def main():
@@ -44,7 +46,7 @@ def main():
         learning_rate = float(flow.max_learning_rate()) / 5
 
     figure, axes = plt.subplots(
-        len(WIDTHS), len(TIMES), figsize=(11, 8), sharex=True, sharey=True, layout="constrained"
+        len(WIDTHS), len(TIMES), figsize=(10, 7.5), sharex=True, sharey=True, layout="constrained"
     )
     print(f"{'width':>7s}{'time':>7s}{'steps':>8s}{'mean differs by':>18s}{'spread differs by':>20s}")
     for row, width in zip(axes, WIDTHS, strict=True):
@@ -60,23 +62,31 @@ def main():
                 for sampled, analytic in ((outputs.mean(0), mean[column]), (outputs.std(0, ddof=1), std[column]))
             ]
             print(f"{width:7d}{time:7g}{steps:8d}{differences[0]:18.3f}{differences[1]:20.3f}", flush=True)
-        row[0].set_ylabel(f"width {width}")
+        row[0].set_ylabel(f"width {width}", fontweight="bold")
     for column, time in enumerate(TIMES):
-        axes[0, column].set_title(f"t = {time:g}")
-    axes[0, 0].legend(loc="upper left", fontsize=8)
+        axes[0, column].set_title(f"training time {time:g}", fontweight="bold", fontsize=11)
+        axes[-1, column].set_xlabel("x")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(args.output, dpi=130)
     print(f"Figure: {args.output.resolve()}")
 
 
 def panel(axes, grid, mean, std, outputs, x, y):
-    axes.fill_between(grid, mean - 2 * std, mean + 2 * std, color="0.85", label="infinite width, 2 std")
-    axes.plot(grid, mean, color="0.35", lw=1.5, label="infinite width, mean")
+    axes.fill_between(
+        grid, mean - 2 * std, mean + 2 * std, color="C0", alpha=0.2, lw=0, label="infinite width: 2 std"
+    )
+    axes.plot(grid, mean, color="C0", lw=2.2, label="infinite width: mean")
+    for index, network in enumerate(outputs[:SAMPLES]):
+        axes.plot(grid, network, color="0.45", lw=0.5, alpha=0.7, label=None if index else "some of the networks")
     sampled, spread = outputs.mean(0), outputs.std(0, ddof=1)
-    axes.plot(grid, sampled, color="C1", lw=1.2, label=f"{len(outputs)} networks")
+    axes.plot(grid, sampled, color="C1", lw=1.2, label=f"{len(outputs)} networks: mean")
     for sign in (-2, 2):
-        axes.plot(grid, sampled + sign * spread, color="C1", lw=1.0, ls="--")
-    axes.plot(x, y, "k.", ms=7)
-    axes.set_ylim(-2, 2)
+        label = f"{len(outputs)} networks: 2 std" if sign > 0 else None
+        axes.plot(grid, sampled + sign * spread, color="C1", lw=1.2, ls="--", label=label)
+    axes.plot(grid, np.sin(grid), color="k", lw=0.9, ls=":", label="sin(x)")
+    axes.plot(x, y, "ko", ms=4.5, zorder=5)
+    axes.set(xlim=(grid[0], grid[-1]), ylim=(-1.6, 1.6))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
