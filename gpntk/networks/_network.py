@@ -307,7 +307,8 @@ def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
     """
     if isinstance(value, AbstractUnwrappable):
         if not _checks.is_traced(value):
-            with jax.enable_x64(True):
+            # Evaluated at once also under `jit`, where another variance of the network may be traced.
+            with jax.ensure_compile_time_eval(), jax.enable_x64(True):
                 number = _checks.real_number(name, val(value), minimum=0.0, strict=not may_vanish)
             # GPJax keeps a zero as minus infinity, from where no optimiser returns and some make NaN.
             if number == 0.0 and isinstance(value, PositiveReal | NonNegativeReal):

@@ -59,7 +59,8 @@ def test_regression_in_gpjax(x64):
     data = gpx.Dataset(X[:5], X[:5, :1])
 
     def mean(kernel):
-        posterior = gpx.gps.Prior(gpx.mean_functions.Zero(), kernel) * gpx.likelihoods.Gaussian(5, jnp.array(0.1))
+        prior = gpx.gps.Prior(mean_function=gpx.mean_functions.Zero(), kernel=kernel)
+        posterior = prior * gpx.likelihoods.Gaussian(obs_stddev=0.1)
         return posterior.predict(X[5:] + 0.1, train_data=data).mean
 
     wide, limit = mean(gpntk.NNGP(net, width=1e9)), mean(gpntk.NNGP(net))

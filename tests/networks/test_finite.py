@@ -201,6 +201,11 @@ def test_replace_makes_another_network():
         NET.replace(width=3)
 
 
+def test_replace_takes_one_traced_variance_beside_a_concrete_one():
+    trace = lambda variance: gpntk.nngp_and_ntk(NET.replace(weight_variance=variance), X[:2])[0].sum()  # noqa: E731
+    np.testing.assert_allclose(jax.jit(trace)(2.0), trace(2.0), rtol=1e-6)
+
+
 def test_scikit_learn_reads_and_writes_the_constructor_arguments():
     arguments = {
         "depth": 2,
