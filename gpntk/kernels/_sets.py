@@ -18,8 +18,21 @@ from gpntk.kernels._engine import BlockedComputation
 class _AbstractSetKernel(AbstractFeatureKernel):
     """What sums over elements share: elements as features, and slots that are passed over where all are absent."""
 
-    kernel: eqx.AbstractVar[AbstractKernel]
-    max_size: eqx.AbstractVar[int]
+    kernel: AbstractKernel
+    max_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        kernel: AbstractKernel,
+        max_size: int,
+        *,
+        active_dims: list[int] | slice | None = None,
+        n_dims: int | None = None,
+        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
+    ):
+        self.kernel = _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(net)")
+        self.max_size = _checks.integer("max_size", max_size, minimum=1)
+        super().__init__(active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine)
 
     @property
     def sites_per_pair(self):
@@ -96,22 +109,6 @@ class SetSum(_AbstractSetKernel):
         TypeError: if `kernel` is not a GPJax kernel.
     """
 
-    kernel: AbstractKernel
-    max_size: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        kernel: AbstractKernel,
-        max_size: int,
-        *,
-        active_dims: list[int] | slice | None = None,
-        n_dims: int | None = None,
-        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
-    ):
-        self.kernel = _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(net)")
-        self.max_size = _checks.integer("max_size", max_size, minimum=1)
-        super().__init__(active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine)
-
     def order(self, elements, present):
         # Present ones first: the last slots are empty in all sets of a tile then.
         order = jnp.argsort(~present, axis=1, stable=True)
@@ -143,22 +140,6 @@ class SlotSum(_AbstractSetKernel):
     slot: outputs depend on the order of elements. Cheaper than `SetSum` by `max_size`. Arguments are those of
     `SetSum`.
     """
-
-    kernel: AbstractKernel
-    max_size: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        kernel: AbstractKernel,
-        max_size: int,
-        *,
-        active_dims: list[int] | slice | None = None,
-        n_dims: int | None = None,
-        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
-    ):
-        self.kernel = _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(net)")
-        self.max_size = _checks.integer("max_size", max_size, minimum=1)
-        super().__init__(active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine)
 
     def order(self, elements, present):
         return elements, present
