@@ -53,7 +53,7 @@ def main() -> None:
     results["fit_and_predict"] = time_everything(args)
     if not args.no_peer:
         results["agreement"] = agreement()
-    results["hundred_times"] = hundred_times(min(args.n, 2000))
+    results["hundred_times"] = hundred_times(min(args.n, 2000), args.n_test)
     measure.write_json(args.output, results)
 
 
@@ -121,9 +121,9 @@ def agreement() -> dict[str, list[float]]:
     return rows
 
 
-def hundred_times(n: int) -> dict[str, dict[str, float]]:
+def hundred_times(n: int, n_test: int) -> dict[str, dict[str, float]]:
     """Seconds of one time and of a hundred, after the fit and after compilation, for means and variances."""
-    x, y, x_test = data(n, 20, 200, np.float64)
+    x, y, x_test = data(n, 20, n_test, np.float64)
     network = peers.to_gpntk(NET)
     one, hundred = np.array([TIME]), np.geomspace(0.01, 100.0, 100)
     results = {}
@@ -137,7 +137,8 @@ def hundred_times(n: int) -> dict[str, dict[str, float]]:
                 call()
             rounds = [[measure.seconds(call) for call in calls] for _ in range(repeat)]
             medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-            print(f"N = {n}, {name} after a fit: one time {medians[0]:.4f} s, a hundred {medians[1]:.4f} s")
+            seconds = "one time {:.4f} s, a hundred {:.4f} s".format(*medians)
+            print(f"N = {n}, {n_test} test inputs, {name} after a fit: {seconds}")
             results[name] = {"one": medians[0], "hundred": medians[1]}
     return results
 

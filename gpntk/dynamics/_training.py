@@ -187,7 +187,8 @@ class AbstractKernelTraining(abc.ABC):
         return eigensystem(_weighted(self._gram(), self._root_weights, self.alpha))
 
     def _cholesky(self) -> Float[Array, "N N"]:
-        factor, pivot = _factorise(self._gram(), self._root_weights, self.alpha)
+        factor = _factorise(self._gram(), self._root_weights, self.alpha)
+        pivot = _smallest_pivot(factor, self._gram(), self._root_weights, self.alpha)
         # Each pivot is what is left of a variance given the inputs before, as a fraction of that variance. Its
         # rounding error grows like the root of the number of subtractions.
         limit = float(jnp.finfo(factor.dtype).eps) * len(factor) ** 0.5
@@ -488,10 +489,17 @@ def _weighted(gram, root_weights, alpha):
 
 @jax.jit
 def _factorise(gram, root_weights, alpha):
-    """Cholesky factor of B and its smallest pivot relative to the diagonal of B."""
+    """The upper Cholesky factor R of `B = R^T R`."""
     matrix = _weighted(gram, root_weights, alpha)  # in this very function, which may then overwrite it
-    factor = jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
-    return factor, jnp.min(jnp.diagonal(factor) ** 2 / jnp.diagonal(matrix))
+    # LAPACK stores columns and JAX rows: with both transposes written here, XLA copies nothing to reorder it.
+    return jax.lax.linalg.cholesky(matrix.T, symmetrize_input=False).T
+
+
+@jax.jit
+def _smallest_pivot(factor, gram, root_weights, alpha):
+    """The smallest pivot of the factorisation of B relative to the diagonal of B."""
+    diagonal = root_weights[:, 0] ** 2 * jnp.diagonal(gram) + alpha
+    return jnp.min(jnp.diagonal(factor) ** 2 / diagonal)
 
 
 @jax.jit
@@ -501,8 +509,8 @@ def _all_finite(values):
 
 @functools.partial(jax.jit, static_argnums=3)
 def _solved(factor, root_weights, rhs, copies: int):
-    """`S B^-1 S rhs` from the Cholesky factor of B, as many times as there are infinite times."""
-    solution = root_weights * jax.scipy.linalg.cho_solve((factor, True), root_weights * rhs)
+    """`S B^-1 S rhs` from the upper Cholesky factor of B, as many times as there are infinite times."""
+    solution = root_weights * jax.scipy.linalg.cho_solve((factor.T, True), root_weights * rhs)
     return jnp.broadcast_to(solution, (copies, *solution.shape))
 
 
