@@ -1,14 +1,14 @@
 r"""The objects that users get: all order-1/n statistics of an architecture at a set of inputs."""
 
 import dataclasses
-import functools
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
 from gpntk.finite_width._factored import compressed, moved, source_factors
@@ -16,6 +16,7 @@ from gpntk.finite_width._fourth_moments import fourth_moments, to_covariance
 from gpntk.finite_width._pair_maps import Pairing, pair_maps
 from gpntk.finite_width._pairs import (
     InputFeatures,
+    InputStatistics,
     PairStatistics,
     Schedule,
     check_inputs,
@@ -26,11 +27,12 @@ from gpntk.finite_width._pairs import (
     warn_if_narrow,
 )
 from gpntk.finite_width._recursion import Statistics, next_layer
-from gpntk.networks import MLP
+from gpntk.networks import MLP, NetworkFeatures
 
 # Five tensors of N^4 numbers and their three sources, in eight replicates, with as much again for temporaries.
 _TENSORS_IN_MEMORY = 8 * 8 * 2
 _MOST_BYTES = 16 * 2**30
+_MEANS = ("K", "theta", "K1", "theta1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +161,8 @@ def cumulants(
     r"""All order-1/n statistics of a multilayer perceptron at the inputs X, in double precision.
 
     One recursion over layers gives all tensors together. K1 and theta1 contain moments of two inputs only and are
-    exact. The tensors contain moments of four inputs, which are computed by randomised quasi-Monte Carlo (exactly
-    for a single input and for linear networks).
+    exact. The tensors contain moments of four inputs, which are computed by randomised quasi-Monte Carlo, and
+    exactly for a single input, for the error function and for linear networks.
 
     With a `rank`, V is represented by that many factors on pairs of inputs and D, F, A and B are left out: for
     hundreds of inputs, where a tensor of N^4 entries does not fit. See `FactoredCumulants`.
@@ -185,41 +187,56 @@ def cumulants(
     with jax.enable_x64(True):
         x = jnp.asarray(_checks.inputs("X", X, net.n_features), jnp.float64)
         _check_memory(len(x), rank)
-        inputs, pairs = _infinite_width(net, x)
+        features, inputs = _infinite_width(net, x)
+        if rank is None and len(x) == 1:
+            return _with_layers(_of_one_input(inputs.layers))
+        pairs = _pairs(net, features, inputs)
         if rank is not None:
             return _factored(net, inputs, pairs, rank, tolerance, seed)
-        tensors = _input_tensors(inputs) if len(x) == 1 else _tensors(net, inputs, pairs, tolerance, seed)
-        layers = [
-            _summarise(jax.tree.map(lambda leaf: leaf[layer], pairs), t)  # noqa: B023
-            for layer, t in enumerate(tensors)
-        ]
+        tensors = _tensors(net, inputs, pairs, tolerance, seed)
+        means = zip(*(np.asarray(getattr(pairs, name)) for name in _MEANS), strict=True)
+    return _with_layers([_summarise(m, t) for m, t in zip(means, tensors, strict=True)])
+
+
+def _with_layers(layers: list[Cumulants]) -> Cumulants:
     return dataclasses.replace(layers[-1], layers=tuple(layers))
 
 
-@eqx.filter_jit
-def _recursions(net, features):
-    """Statistics of inputs and of their pairs at every layer."""
-    inputs = input_features(net, features.embedded.variance)
-    covariance = net.domain.covariance(features.embedded, features.embedded)
-    pairs = pair_statistics(net, 0.5 * (covariance + covariance.T), inputs, inputs, every_layer=True)
-    return inputs, pairs
-
-
-def _infinite_width(net: MLP, x: Float[Array, "N D"]) -> tuple[InputFeatures, PairStatistics]:
-    features = net.features(x)
+def _infinite_width(net: MLP, x: Float[Array, "N D"]) -> tuple[NetworkFeatures, InputFeatures]:
+    """Features of the inputs, checked, and statistics of each input at every layer."""
+    features = _features(net, x)
     net.check_moments(features)
-    inputs, pairs = _recursions(net, features)
+    inputs = _inputs(net, features.embedded.variance)
     check_inputs(net, inputs)
-    return inputs, pairs
+    return features, inputs
 
 
-def _input_tensors(inputs: InputFeatures) -> list[Statistics]:
-    """Tensors of a single input, all exact."""
-    statistics = inputs.layers
-    return [
-        Statistics(*(getattr(statistics, name)[:, layer].reshape(1, 1, 1, 1, 1) for name in Statistics._fields))
-        for layer in range(statistics.K.shape[1])
-    ]
+@eqx.filter_jit
+def _features(net, x):
+    return net.features(x)
+
+
+_inputs = eqx.filter_jit(input_features)
+
+
+@eqx.filter_jit
+def _pairs(net, features, inputs) -> PairStatistics:
+    """Statistics of pairs of inputs at every layer."""
+    covariance = net.domain.covariance(features.embedded, features.embedded)
+    return pair_statistics(net, 0.5 * (covariance + covariance.T), inputs, inputs, every_layer=True)
+
+
+def _of_one_input(statistics: InputStatistics) -> list[Cumulants]:
+    """Statistics of a single input at every layer, all exact."""
+    statistics = jax.tree.map(np.asarray, statistics)
+    layers = []
+    for layer in range(statistics.K.shape[1]):
+        by_name = {name: leaf[:, layer] for name, leaf in statistics._asdict().items()}
+        means = [by_name[name].reshape(1, 1) for name in _MEANS]
+        layers.append(
+            _summarise(means, Statistics(*(by_name[n].reshape(1, 1, 1, 1, 1) for n in Statistics._fields)))
+        )
+    return layers
 
 
 def _tensors(
@@ -230,7 +247,7 @@ def _tensors(
     statistics = jax.tree.map(lambda leaf: leaf[None], Statistics.of_first_layer(pairs.K.shape[1]))
     layers = [statistics]
     for layer in range(net.depth):
-        maps, following, moments = _layer_maps(net, inputs, pairs, layer)
+        maps, following, moments = _layer_maps(net, inputs, pairs.K, jnp.asarray(layer))
         fourth = fourth_moments(
             net.activation, pairs.K[layer], maps[0].value, maps[1].value, following, tolerance, seed + layer
         )
@@ -249,13 +266,13 @@ def _tensors(
     return [_in_covariances(t, p) for t, p in zip(layers, pairing, strict=True)]
 
 
-@functools.partial(eqx.filter_jit)
-def _layer_maps(net, inputs: InputFeatures, pairs: PairStatistics, layer: int):
+@eqx.filter_jit
+def _layer_maps(net, inputs: InputFeatures, kernels: Float[Array, "layers N N"], layer: Int[Array, ""]):
     """The kernel map of one layer for all pairs, geometry of the next, and moments of single inputs."""
     moments = jax.tree.map(lambda leaf: leaf[:, layer], inputs.moments)
     rows, columns = (jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), moments) for axis in (1, 0))  # noqa: B023
     variance = inputs.layers.K[:, layer + 1]
-    maps = pair_maps(net.activation, pairs.K[layer], rows, columns)
+    maps = pair_maps(net.activation, kernels[layer], rows, columns)
     return maps, Pairing.of(variance[:, None], variance[None, :]), moments
 
 
@@ -281,17 +298,17 @@ def _in_covariances(statistics: Statistics, pairing: Pairing) -> Statistics:
     return jax.vmap(convert)(statistics)
 
 
-def _summarise(pairs: PairStatistics, tensors: Statistics) -> Cumulants:
-    means = {name: np.asarray(getattr(pairs, name)) for name in ("K", "theta", "K1", "theta1")}
+def _summarise(means: Sequence[np.ndarray], tensors: Statistics) -> Cumulants:
+    """One layer: the fields `_MEANS`, and the average and spread of tensors over replicates."""
     arrays = {name: np.asarray(leaf) for name, leaf in tensors._asdict().items()}
     errors = {
         name: float(np.linalg.norm(a.std(axis=0, ddof=1)) / math.sqrt(len(a))) if len(a) > 1 else 0.0
         for name, a in arrays.items()
     }
     return Cumulants(
-        **means,
+        *means,
         **{name: a.mean(axis=0) for name, a in arrays.items()},
-        error_estimate={**dict.fromkeys(means, 0.0), **errors},
+        error_estimate={**dict.fromkeys(_MEANS, 0.0), **errors},
     )
 
 
@@ -302,7 +319,7 @@ def _factored(net, inputs, pairs, rank: int, tolerance: float, seed: int) -> Fac
     size = pairs.K.shape[1]
     factors, sampled, left_out = np.zeros((0, size, size)), 0.0, 0.0
     for layer in range(net.depth):
-        maps, _, _ = _layer_maps(net, inputs, pairs, layer)
+        maps, _, _ = _layer_maps(net, inputs, pairs.K, jnp.asarray(layer))
         # Until the last layer more is kept than asked for, since what matters may change.
         kept = rank if layer == net.depth - 1 else 2 * rank
         kernel, second_moments = np.asarray(pairs.K[layer]), np.asarray(maps[0].value)
@@ -328,7 +345,7 @@ def _factored(net, inputs, pairs, rank: int, tolerance: float, seed: int) -> Fac
         last.theta1,
         factors,
         residual.clip(0.0),
-        {**dict.fromkeys(("K", "theta", "K1", "theta1"), 0.0), "V": sampled, "V_truncated": left_out},
+        {**dict.fromkeys(_MEANS, 0.0), "V": sampled, "V_truncated": left_out},
     )
 
 

@@ -1,8 +1,9 @@
 r"""Four-input Gaussian moments $\langle\sigma_a\sigma_b\sigma_c\sigma_d\rangle$, the sources of the recursion.
 
 They are the only integrals over more than two inputs. One rank: a fine one-dimensional quadrature. Deep linear
-networks: Wick's theorem. Otherwise randomised quasi-Monte Carlo, the same points for all quadruples, so that each
-tensor is one matrix product; independent randomisations give the standard error.
+networks: Wick's theorem. The error function: see `_erf_moments`. Otherwise randomised quasi-Monte Carlo, the same
+points for all quadruples, so that each tensor is one matrix product; independent randomisations give the standard
+error.
 """
 
 import functools
@@ -17,8 +18,9 @@ from jaxtyping import Array, Float
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from gpntk.activations import AbstractActivation, Identity
+from gpntk.activations import AbstractActivation, Erf, Identity
 from gpntk.activations._series import gaussian_quadrature
+from gpntk.finite_width._erf_moments import erf_covariances
 from gpntk.finite_width._pair_maps import Pairing
 
 _REPLICATES = 8
@@ -69,7 +71,7 @@ def fourth_moments(
     if factor.shape[1] <= 1:
         nodes, node_weights, _ = gaussian_quadrature(64)
         scale = factor[:, 0] if factor.shape[1] else np.zeros(size)
-        estimates = [s[None] for s in _weighted_products(*entries(nodes[:, None] * scale), node_weights)]
+        estimates = [s[None] for s in _weighted_products(entries(nodes[:, None] * scale), node_weights)]
     else:
         estimates = _quasi_monte_carlo(entries, factor, len(first), tolerance, seed)
     return FourthMoments(*(_unfold(e, size) for e in estimates))
@@ -79,8 +81,22 @@ def fourth_moments(
 def _wick(activation: Identity, kernel, values, slopes, following, tolerance, seed) -> FourthMoments:
     del activation, values, slopes, tolerance, seed
     wick = jnp.einsum("ac,bd->abcd", kernel, kernel) + jnp.einsum("ad,bc->abcd", kernel, kernel)
-    wick = to_excess(to_excess(wick, following).transpose(2, 3, 0, 1), following)
+    wick = to_excess(_swap(to_excess(wick, following)), following)
     return FourthMoments(wick[None], jnp.zeros_like(wick)[None], jnp.zeros_like(wick)[None])
+
+
+@fourth_moments.register
+def _error_function(activation: Erf, kernel, values, slopes, following, tolerance, seed) -> FourthMoments:
+    del values, slopes, tolerance, seed
+    pairs = np.triu_indices(len(kernel))
+    covariances = erf_covariances(activation.a, activation.b, activation.c, kernel, pairs)
+    tt, tu, uu = (_unfold(c[None], len(kernel))[0] for c in covariances)
+    tt = to_excess(_swap(to_excess(tt, following)), following)
+    return FourthMoments(tt[None], to_excess(tu, following)[None], uu[None])
+
+
+def _swap(tensor):
+    return jnp.transpose(tensor, (2, 3, 0, 1))
 
 
 def to_excess(tensor: Float[Array, "N N ..."], pairing: Pairing) -> Float[Array, "N N ..."]:
@@ -152,32 +168,29 @@ def _sobol_sums(entries, sequence, n_pairs, points):
     totals = None
     for start in range(0, points, at_once):
         z = sequence(min(at_once, points - start))
-        sums = _weighted_products(*entries(z), np.ones(len(z)))
+        sums = _weighted_products(entries(z), np.ones(len(z)))
         totals = sums if totals is None else [t + s for t, s in zip(totals, sums, strict=True)]
     return totals
 
 
-def _entries(activation, pairs, weights, means, z):
-    """Contributions of neurons to the kernel entries of pairs, and products of slopes, both centred."""
-    first, second = pairs
-    value, slope = (np.asarray(array) for array in _value_and_slope(activation, jnp.asarray(z)))
-    squares = np.where(
-        first == second,
-        value[:, first] ** 2,
-        -0.5 * (weights[0] * value[:, first] - weights[1] * value[:, second]) ** 2,
-    )
-    return squares - means[0], slope[:, first] * slope[:, second] - means[1]
-
-
-def _weighted_products(values, slopes, weights):
-    """Weighted sums of products, as three matrices on pairs."""
-    weighted_values = values.T * weights
-    return [weighted_values @ values, weighted_values @ slopes, (slopes.T * weights) @ slopes]
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _value_and_slope(activation, z):
-    return jax.jvp(activation, (z,), (jnp.ones_like(z),))
+def _entries(activation, pairs, weights, means, z):
+    """Contributions of neurons to the kernel entries of pairs, then products of slopes, both centred: (2 M, P)."""
+    first, second = pairs
+    value, slope = jax.jvp(activation, (z.T,), (jnp.ones_like(z.T),))
+    excesses = -0.5 * (weights[0][:, None] * value[first] - weights[1][:, None] * value[second]) ** 2
+    squares = jnp.where((first == second)[:, None], value[first] ** 2, excesses)
+    products = slope[first] * slope[second]
+    return jnp.concatenate([squares - means[0][:, None], products - means[1][:, None]])
+
+
+def _weighted_products(entries, weights):
+    """Weighted sums of products, as three matrices on pairs."""
+    size = len(entries) // 2
+    rooted = np.asarray(entries) * np.sqrt(weights)
+    # NumPy sees that this is symmetric and does half of it.
+    products = rooted @ rooted.T
+    return [products[:size, :size], products[:size, size:], products[size:, size:]]
 
 
 def _relative_error(estimates):

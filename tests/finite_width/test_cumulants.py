@@ -132,7 +132,7 @@ def test_symmetries_and_positive_semidefiniteness():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
 def test_error_estimate_holds_against_a_finer_run(activation):
     net = gpntk.MLP(3, ACTIVATIONS[activation], **GENERIC)
     coarse, fine = cumulants(net, X, tolerance=3e-3), cumulants(net, X, tolerance=2e-4, seed=99)
