@@ -157,9 +157,11 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
             mean, covariance = self.predict(X, return_cov=True)
             order = (0, 1) if mean.ndim == 1 else (0, 2, 1, 3)
             covariance = covariance.transpose(order).reshape(mean.size, mean.size)
-            draws = rng.multivariate_normal(mean.ravel(), covariance, n_samples, method="eigh")
+            eigenvalues, vectors = np.linalg.eigh(covariance)
+            factor = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+            draws = mean.ravel() + rng.standard_normal((n_samples, mean.size)) @ factor.T
             return np.moveaxis(draws.reshape(n_samples, *mean.shape), 0, -1)
-        chosen = rng.integers(len(self.samples_["kernel_modes"]), size=n_samples)
+        chosen = rng.randint(len(self.samples_["kernel_modes"]), size=n_samples)
         samples = {name: values[chosen] for name, values in self.samples_.items()}
         draws = self._predictive(X, samples, rng)["f"]
         return np.moveaxis(draws * self._y_scale + self._y_mean, 0, -1)

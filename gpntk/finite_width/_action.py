@@ -15,6 +15,7 @@ from numpyro.util import is_prng_key
 
 from gpntk import _checks
 from gpntk.finite_width._cumulants import Cumulants
+from gpntk.finite_width._sampled import SampledCumulants
 
 
 class KernelMoments(NamedTuple):
@@ -107,7 +108,11 @@ class QuarticAction(Distribution):
 
     @classmethod
     def from_cumulants(
-        cls, cumulants: Cumulants, width: float, n_outputs: int = 1, squared_radius: float | None = None
+        cls,
+        cumulants: Cumulants | SampledCumulants,
+        width: float,
+        n_outputs: int = 1,
+        squared_radius: float | None = None,
     ) -> Self:
         r"""The action of a network of the given width, from its statistics at the inputs.
 
@@ -121,9 +126,16 @@ class QuarticAction(Distribution):
             squared_radius: as for the class.
 
         Raises:
+            TypeError: if `cumulants` are none, or have V in factors.
             ValueError: if K is singular in double precision, and if `width` is below the smallest usable one,
                 which the message names.
         """
+        _checks.instance(
+            "cumulants",
+            cumulants,
+            Cumulants | SampledCumulants,
+            "what gpntk.cumulants(net, X) returns without `rank`",
+        )
         width = _checks.real_number("width", width, minimum=1.0, infinite=True)
         n_outputs = _checks.integer("n_outputs", n_outputs, minimum=1)
         kernel, V = np.asarray(cumulants.K, np.float64), np.asarray(cumulants.V, np.float64)

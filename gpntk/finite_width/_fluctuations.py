@@ -27,8 +27,8 @@ from gpntk.networks import MLP
 
 REPLICATES = 4
 _ENTRIES_AT_ONCE = 2**20
-# Relative to the variances: sampling through a singular covariance matrix needs a floor, and its square root is
-# the error of a sampled preactivation.
+# Relative to each variance: sampling through a singular covariance matrix needs a floor, and its square root is
+# the relative error of a sampled preactivation.
 _JITTER = 1e-10
 
 
@@ -69,7 +69,12 @@ Summarise = Callable[..., Any]
 
 
 def random_kernel(net: MLP, x: Float[Array, "T D"]) -> RandomKernel:
-    """The kernels of all layers at the inputs `x`, with the derivatives of the maps between them."""
+    """The kernels of all layers at the inputs `x`, with the derivatives of the maps between them.
+
+    Raises:
+        ValueError: if Gaussian moments of the activation diverge at these inputs.
+    """
+    net.check_moments(_features(net, x))
     weight, bias = network_variances(net, x.dtype)
     kernel = bias + weight * _inputs(net, x)
     layers = []
@@ -123,6 +128,11 @@ def network_variances(net: MLP, dtype) -> tuple[Float[Array, ""], Float[Array, "
     weight = jnp.asarray(val(net.weight_variance), dtype)
     bias = jnp.zeros((), dtype) if net.bias_variance is None else jnp.asarray(val(net.bias_variance), dtype)
     return weight, bias
+
+
+@eqx.filter_jit
+def _features(net, x):
+    return net.features(x)
 
 
 @eqx.filter_jit
@@ -188,15 +198,32 @@ def _fields(kernel, x, weight, bias, n_joint, *, first):
         scaled = jnp.sqrt(weight / n_features) * x
         offset = jnp.sqrt(jnp.where(bias > 0, bias, 1.0)) * (bias > 0)
         return lambda u: u[:, :n_features] @ scaled.T + offset * u[:, n_features:]
-    joint = kernel[:n_joint, :n_joint]
-    floor = _JITTER * jnp.mean(jnp.diagonal(joint))
-    factor = jnp.linalg.cholesky(joint + floor * jnp.eye(n_joint, dtype=kernel.dtype))
-    loadings = jax.scipy.linalg.solve_triangular(factor, kernel[:n_joint, n_joint:], lower=True)
-    left = jnp.diagonal(kernel)[n_joint:] - jnp.sum(loadings**2, axis=0)
-    residual = jnp.sqrt(jnp.maximum(left, floor))
+    deviations, factor = correlation_factor(kernel[:n_joint, :n_joint])
+    covariances = kernel[:n_joint, n_joint:] / jnp.where(deviations > 0, deviations, 1.0)[:, None]
+    loadings = jax.scipy.linalg.solve_triangular(factor, covariances, lower=True)
+    variances = jnp.diagonal(kernel)[n_joint:]
+    residual = _root(jnp.maximum(variances - jnp.sum(loadings**2, axis=0), _JITTER * variances))
     return lambda u: jnp.concatenate(
-        [u[:, :n_joint] @ factor.T, u[:, :n_joint] @ loadings + u[:, n_joint:] * residual], axis=1
+        [u[:, :n_joint] @ factor.T * deviations, u[:, :n_joint] @ loadings + u[:, n_joint:] * residual], axis=1
     )
+
+
+def correlation_factor(kernel: Float[Array, "J J"]) -> tuple[Float[Array, " J"], Float[Array, "J J"]]:
+    """Standard deviations, and the lower factor of the correlation matrix, which may be singular.
+
+    Preactivations made from them are good to 1e-5 of each standard deviation, however these differ; some may be 0.
+    """
+    deviations = _root(jnp.diagonal(kernel))
+    safe = jnp.where(deviations > 0, deviations, 1.0)
+    correlation = kernel / (safe[:, None] * safe[None, :])
+    floors = jnp.where(deviations > 0, _JITTER, 1.0)
+    return deviations, jnp.linalg.cholesky(correlation + jnp.diag(floors))
+
+
+def _root(variances):
+    """Square root with a slope of zero at zero."""
+    positive = variances > 0
+    return jnp.sqrt(jnp.where(positive, variances, 1.0)) * positive
 
 
 def _born(values, dual, weight, n_joint) -> FactorBatch:

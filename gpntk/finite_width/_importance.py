@@ -15,6 +15,7 @@ from gpntk import _checks
 from gpntk.finite_width._fluctuations import (
     FactorBatch,
     RandomKernel,
+    correlation_factor,
     first_order,
     network_variances,
     random_kernel,
@@ -24,8 +25,6 @@ from gpntk.networks import MLP
 
 _GROUPS = 64
 _NUMBERS_AT_ONCE = 2**22
-# Relative to the variances: the root of it is the error of a sampled preactivation where a kernel is singular.
-_JITTER = 1e-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +99,12 @@ def sample_finite_width_posterior(
             groups.append(jax.tree.map(np.asarray, _group(random, targets, noise_variance, keys, widths, at_once)))
         base = float(_log_evidence(random.kernel, targets, noise_variance))
     sums = [np.stack(leaf) for leaf in zip(*groups, strict=True)]
+    if not all(np.isfinite(s).all() for s in sums):
+        raise ValueError(
+            "The weights of the networks overflow: the targets `y` are next to impossible for the Gaussian "
+            f"process of infinite width (log evidence {base:.4g}), beside which they are weighted. Scale the "
+            "targets, or raise `noise_variance`."
+        )
     # Leaving out one group at a time: the jackknife.
     left_out = [_results(*((s.sum(0) - s[i]) / (_GROUPS - 1) for s in sums[:3]), base) for i in range(_GROUPS)]
     results = _results(*(s.mean(0) for s in sums[:3]), base)
@@ -172,9 +177,9 @@ def _draw(random: RandomKernel, widths, key):
     for layer, width, next_bias, layer_key in zip(
         layers, widths, biases, jax.random.split(key, net.depth), strict=True
     ):
-        floor = _JITTER * jnp.mean(jnp.diagonal(layer.kernel))
-        factor = jnp.linalg.cholesky(kernel + floor * jnp.eye(len(kernel)))
-        values = net.activation(factor @ jax.random.normal(layer_key, (len(kernel), width), kernel.dtype))
+        deviations, factor = correlation_factor(kernel)
+        normals = jax.random.normal(layer_key, (len(kernel), width), kernel.dtype)
+        values = net.activation(deviations[:, None] * (factor @ normals))
         variance = jnp.diagonal(kernel)
         expected = net.activation.dual(kernel, variance[:, None], variance[None, :])
         average = values @ values.T / width

@@ -315,7 +315,9 @@ def warn_if_narrow(width: float, variance: Float[np.ndarray, " N"], fluctuation:
 
 def relative_fluctuation(variance: Float[np.ndarray, " N"], fluctuation: Float[np.ndarray, " N"]):
     """`V / K^2` of every input with itself, 0 where the kernel is 0."""
-    return np.divide(fluctuation, variance**2, out=np.zeros_like(variance), where=variance > 0)
+    # Divided twice: the square of a variance may overflow.
+    relative = np.divide(fluctuation, variance, out=np.zeros_like(variance), where=variance > 0)
+    return np.divide(relative, variance, out=relative, where=variance > 0)
 
 
 def smallest_width(relative: Float[np.ndarray, " N"]) -> int:

@@ -36,7 +36,7 @@ class FiniteWidthPosterior:
     cov: Float[Array, "M M"] | Float[Array, "M M q q"] | None
     """Posterior covariance; its diagonal is `variance`."""
     log_marginal_likelihood: float
-    r"""$\log Z = l + \log(1 + c/n)$, l the evidence of the Gaussian process, summed over outputs."""
+    r"""$\log Z = l + h(c/n)$, l the evidence of the Gaussian process, summed over outputs."""
     evidence_slope: float
     """The coefficient c of 1/n in the logarithm of the evidence."""
     evidence_slope_se: float
@@ -60,15 +60,20 @@ def finite_width_posterior(
     With $l(K) = \log N(y; 0, K + s^2)$, m and C the mean and covariance of the posterior process of kernel K,
     $Lf = Df[K_1] + \tfrac12 D^2f[V]$ and $\langle f, h\rangle = V(Df, Dh)$,
 
-    $$c = L l + \tfrac12 \langle l, l\rangle, \qquad \log Z = l + \log(1 + c/n), \qquad
-      \mathrm{mean} = m + \frac{L m + \langle l, m\rangle}{n + c},$$
+    $$c = L l + \tfrac12 \langle l, l\rangle, \qquad \log Z = l + h(c/n), \qquad
+      \mathrm{mean} = m + \frac{L m + \langle l, m\rangle}n\,h'(c/n),$$
 
-    and likewise the second moment: corrected numerators divided by the corrected evidence. Several outputs share
-    the random kernel, so that each tells something about the others. `width=np.inf` is the Gaussian process.
+    and likewise the second moment. Every h with $h(u) = u + O(u^2)$ is right to this order. Here $h(u) = u$ for
+    $u < 0$, where the logarithm of the evidence is expanded, in which independent data add up; and
+    $h(u) = \log(1 + u)$ for $u > 0$, where the evidence is, and corrected numerators are divided by it: targets
+    that are unlikely for the Gaussian process make c grow with the fourth power of y, and the evidence does not
+    grow with its exponential. Several outputs share the random kernel, so that each tells something about the
+    others. `width=np.inf` is the Gaussian process.
 
     In double precision, and differentiable (`jax.grad`, NumPyro) in `y`, `noise_variance` and the variances of the
-    network; where these are traced, values are not checked, and `log_marginal_likelihood` is minus infinity where
-    $1 + c/n \le 0$. Means and variances at a test input do not depend on which others are asked for.
+    network within `jax.enable_x64(True)`; where these are traced, values are not checked, and
+    `log_marginal_likelihood` is minus infinity where $1 + c/n \le 0$. Means and variances at a test input do not
+    depend on which others are asked for.
 
     Args:
         net: the architecture. Unequal widths enter through its `width_ratios`.
@@ -82,9 +87,9 @@ def finite_width_posterior(
         return_cov: whether to compute `cov`, which takes as long as all the rest.
 
     Raises:
-        TypeError: if `net` is not an MLP.
-        ValueError: for bad inputs, and where the expansion has no meaning: $1 + c/n \le 0$, with the smallest
-            usable width.
+        TypeError: if `net` is not an MLP, and for traced arguments outside of `jax.enable_x64(True)`.
+        ValueError: for bad inputs; if a kernel with its noise is singular in double precision, or its fluctuations
+            overflow; and where the expansion has no meaning: $1 + c/n \le 0$, with the smallest usable width.
 
     Warns:
         UserWarning: where $|c|/n$ exceeds 1/2, where the kernel fluctuates by more than half of itself, or where a
@@ -92,9 +97,12 @@ def finite_width_posterior(
     """
     _checks.instance("net", net, MLP, "a gpntk.MLP")
     width = _checks.real_number("width", width, minimum=1.0, infinite=True)
-    n_points = _checks.integer("n_points", n_points, minimum=16)
-    if n_points & (n_points - 1):
-        raise ValueError(f"`n_points` must be a power of two, got {n_points}.")
+    check_points(n_points, seed)
+    if _checks.is_traced(net, X, y, X_test, noise_variance) and not jax.config.jax_enable_x64:
+        raise TypeError(
+            "`finite_width_posterior` computes in double precision: trace and differentiate it within "
+            "`with jax.enable_x64(True):`, or switch on the flag `jax_enable_x64`."
+        )
     if not _checks.is_traced(noise_variance):
         noise_variance = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
     with jax.enable_x64(True):
@@ -105,7 +113,6 @@ def finite_width_posterior(
             x_test = jnp.asarray(_checks.inputs("X_test", X_test, net.n_features), jnp.float64)
             _checks.equal_columns(X=x, X_test=x_test)
             x = jnp.concatenate([x, x_test])
-        net.check_moments(net.features(x))
         random = random_kernel(net, x)
         gp = condition(random.kernel, targets, noise_variance)
         marginal = fluctuation_sums(random, n_train, marginal_sums, (gp,), n_points, seed)
@@ -113,12 +120,13 @@ def finite_width_posterior(
         slope = corrections.slope.mean()
         slope_se = corrections.slope.std(ddof=1) / len(corrections.slope) ** 0.5
         if not _checks.is_traced(slope):
+            _check_finite(gp, corrections, n_train, noise_variance)
             _check_expansion(float(slope), width)
             warn_if_narrow(width, np.asarray(gp.variance), np.asarray(corrections.own_variance))
-        log_evidence = gp.log_evidence + _log_of_correction(slope / width)
+        log_evidence = gp.log_evidence + _resummed(slope / width)
         mean = variance = cov = None
         if X_test is not None:
-            step = (1.0 / width) / (1.0 + slope / width)
+            step = (1.0 / width) / (1.0 + jnp.maximum(slope, 0.0) / width)
             shift = step * corrections.mean
             mean = gp.mean + shift
             gp_variance = jnp.diagonal(gp.covariance)[:, None]
@@ -142,10 +150,22 @@ def checked_targets(y: Any, n: int) -> Float[Array, "N q"]:
     """
     if np.ndim(y) not in (1, 2) or np.shape(y)[0] != n or np.size(y) == 0:
         raise ValueError(f"`y` must have shape ({n},) or ({n}, n_outputs), got {np.shape(y)}.")
-    y = jnp.asarray(y, jnp.float64)
+    if not isinstance(y, jax.Array):
+        y = np.asarray(y)
+    if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(f"`y` must be an array of real numbers, got dtype {y.dtype}.")
+    y = jnp.asarray(y, float)
     if not _checks.is_traced(y) and not np.isfinite(y).all():
         raise ValueError("`y` must be finite, got NaN or infinity.")
     return y.reshape(n, -1)
+
+
+def check_points(n_points: Any, seed: Any) -> None:
+    """Of the quasi-Monte Carlo integration of the fluctuations."""
+    n_points = _checks.integer("n_points", n_points, minimum=16)
+    if n_points & (n_points - 1):
+        raise ValueError(f"`n_points` must be a power of two, got {n_points}.")
+    _checks.integer("seed", seed, minimum=0)
 
 
 class _Process(NamedTuple):
@@ -278,10 +298,10 @@ def _covariance(gp: _Process, joint, shift, step, variance) -> Float[Array, "M M
     return cov * (ratio[:, None, :, None] * ratio[None, :, None, :])
 
 
-def _log_of_correction(relative):
-    """log(1 + c/n), minus infinity where the argument is not positive (which only a traced one can be)."""
-    valid = relative > -1.0
-    return jnp.where(valid, jnp.log1p(jnp.where(valid, relative, 0.0)), -jnp.inf)
+def _resummed(relative):
+    """h(c/n), minus infinity for an argument of -1 or less (which only a traced one can be)."""
+    value = jnp.where(relative > 0.0, jnp.log1p(jnp.maximum(relative, 0.0)), relative)
+    return jnp.where(relative > -1.0, value, -jnp.inf)
 
 
 def _not_negative(variance):
@@ -292,6 +312,31 @@ def _not_negative(variance):
             stacklevel=3,
         )
     return jnp.maximum(variance, 0.0)
+
+
+def check_resolved(scale: float, smallest: float, noise_variance: float) -> None:
+    """Of the kernel with its noise, the smallest eigenvalue must stand out from the errors of the fluctuations.
+
+    Preactivations are sampled with an error of 1e-10 of their variances.
+    """
+    if not smallest > 1e-9 * scale:
+        raise ValueError(
+            f"The noise variance {noise_variance:.3g} is too small: the kernel of the training inputs with its "
+            f"noise, of diagonal {scale:.3g}, has an eigenvalue below 1e-9 of that, where fluctuations cannot be "
+            "told from rounding. Raise the noise, or take duplicates out of `X`."
+        )
+
+
+def _check_finite(gp: _Process, corrections: _Corrections, n_train: int, noise_variance: float) -> None:
+    inverse = np.asarray(gp.inverse)
+    smallest = 1.0 / np.linalg.eigvalsh(inverse)[-1] if np.isfinite(inverse).all() else 0.0
+    check_resolved(float(gp.variance[:n_train].max()), smallest, noise_variance)
+    if not all(np.isfinite(a).all() for a in (gp.log_evidence, *corrections)):
+        raise ValueError(
+            f"The corrections at order 1/width are not finite: the kernel of the inputs reaches "
+            f"{gp.variance.max():.3g}, and they go with its square and with the fourth power of the targets. "
+            "Scale `X` and `y`."
+        )
 
 
 def _check_expansion(slope: float, width: float) -> None:

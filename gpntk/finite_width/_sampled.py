@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,8 +92,19 @@ def sample_cumulants(
 
 
 def _infinite_width(net, x):
-    features = net.features(x)
+    # Compiled: JAX mixes up precisions if variances are unwrapped outside of `jit` and later with another one.
+    features = _features(net, x)
     net.check_moments(features)
+    return _kernels(net, features)
+
+
+@eqx.filter_jit
+def _features(net, x):
+    return net.features(x)
+
+
+@eqx.filter_jit
+def _kernels(net, features):
     return net.kernels(features, features)
 
 

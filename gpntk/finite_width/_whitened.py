@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk.finite_width._fluctuations import FactorBatch, FluctuationSums, fluctuation_sums, random_kernel
-from gpntk.finite_width._posterior import condition, marginal_sums
+from gpntk.finite_width._posterior import check_resolved, condition, marginal_sums
 from gpntk.networks import MLP
 
 _MOST_PAIRS = 4096
@@ -110,8 +110,10 @@ class AppendedRows:
     """Regression coefficients of e_x."""
     remainder: Float[np.ndarray, "M N N"]
     """Covariance of e_x given the modes."""
-    covariance: Float[np.ndarray, "M M"]
-    """Posterior covariance of the Gaussian process, whose diagonal is scaled by exp(log_scale)."""
+    variance: Float[np.ndarray, " M"]
+    """Posterior variance of the Gaussian process, scaled by exp(log_scale)."""
+    correlation_factor: Float[np.ndarray, "M M"]
+    """Lower factor of its posterior correlation."""
     log_scale_offset: Float[np.ndarray, " M"]
     log_scale_modes: Float[np.ndarray, "k M"]
     mean_shift: Float[np.ndarray, "M q"]
@@ -132,6 +134,7 @@ def whiten(
     """
     kernel, contract, width = fluctuations
     eigenvalues, basis = np.linalg.eigh(np.asarray(kernel[:n_train, :n_train]))
+    check_resolved(np.diagonal(np.asarray(kernel))[:n_train].max(), max(eigenvalues[0], 0.0) + floor, floor)
     basis, roots = basis[:, ::-1], np.sqrt(np.maximum(eigenvalues[::-1], 0.0) + floor)
     whitener = jnp.asarray(basis / roots)
     sums, shift = contract(_entry_variances, (whitener,))
@@ -198,8 +201,13 @@ def append(
     own_squares = np.trace(squares, axis1=1, axis2=2)
     kept = np.einsum("kxi,kxj->xij", modes, modes)
     remainder = squares - kept
-    covariance = np.asarray(gp.covariance)
-    variance = np.maximum(np.diagonal(covariance), 1e-300)
+    # What the training inputs leave over cannot be told from rounding below this.
+    prior_variance = np.diagonal(np.asarray(kernel))[n_train:]
+    rounding = np.finfo(float).eps * whitened.roots[0] ** 2 / floor * prior_variance
+    left_over = np.maximum(np.diagonal(np.asarray(gp.covariance)), 0.0)
+    variance = np.maximum(left_over, rounding)
+    variance = np.where(variance > 0, variance, 1.0)
+    correlation = np.asarray(gp.covariance) / np.sqrt(variance[:, None] * variance[None, :])
     mean_shift, by_evidence = np.zeros((len(weights), outputs)), np.zeros(len(weights))
     if y is not None:
         mean_shift, by_evidence = _not_sampled(gp, contract, whitened, modes, own_modes, squares)
@@ -215,11 +223,26 @@ def append(
         offset / width,
         modes / np.sqrt(width),
         remainder / width,
-        covariance,
+        left_over,
+        _factor_of_correlation(correlation),
         log_scale,
         log_scale_modes,
         mean_shift / width,
     )
+
+
+def _factor_of_correlation(matrix):
+    """Lower factor of the correlation matrix next to one that may be singular and has errors of rounding."""
+    size = len(matrix)
+    matrix = matrix + np.diag(1.0 - np.diagonal(matrix))
+    jitter = 10.0 * size * np.finfo(float).eps
+    try:
+        return np.linalg.cholesky((matrix + jitter * np.eye(size)) / (1.0 + jitter))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(matrix)
+        nearest = (vectors * np.maximum(values, jitter)) @ vectors.T
+        deviations = np.sqrt(np.diagonal(nearest))
+        return np.linalg.cholesky(nearest / (deviations[:, None] * deviations[None, :]))
 
 
 def _entry_variances(factors: FactorBatch, whitener):

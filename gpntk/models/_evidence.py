@@ -47,6 +47,9 @@ def evidence_regression(
     """
     _checks.instance("net", net, MLP, "a gpntk.MLP")
     priors = {"weight_variance": weight_variance, "bias_variance": bias_variance}
+    for name, prior in priors.items():
+        if prior is not None:
+            _checks.instance(name, prior, Distribution, "a NumPyro distribution or None")
     changes = {name: numpyro.sample(name, prior) for name, prior in priors.items() if prior is not None}
     if isinstance(noise_variance, Distribution):
         noise_variance = numpyro.sample("noise_variance", noise_variance)

@@ -90,9 +90,16 @@ def finite_width_regression(
     setup = RandomKernelSetup(X, X_test, net, width, action, floor, retained, most_modes, n_points, seed)
     columns = np.ndim(y) == 2 if y is not None else n_outputs is not None
     if y is not None:
-        with preparation():
-            y = np.asarray(checked_targets(y, setup.n_train))
-    outputs = y.shape[1] if y is not None else _checks.integer("n_outputs", n_outputs or 1, minimum=1)
+        if _checks.is_traced(y):
+            y = checked_targets(y, setup.n_train)
+        else:
+            with preparation():
+                y = np.asarray(checked_targets(y, setup.n_train))
+    outputs = 1 if n_outputs is None else _checks.integer("n_outputs", n_outputs, minimum=1)
+    if y is not None:
+        if n_outputs is not None and y.shape[1] != outputs:
+            raise ValueError(f"`n_outputs`={n_outputs} does not agree with `y`, which has {y.shape[1]} output(s).")
+        outputs = y.shape[1]
     whitened = setup.whitened()
 
     coordinates, exponent = sample_exponent(whitened)
@@ -180,9 +187,15 @@ class RandomKernelNormal(Distribution):
 
 
 def _noise_floor(noise_variance: Any) -> float:
+    if _checks.is_traced(noise_variance) and not isinstance(noise_variance, Distribution):
+        raise TypeError(
+            "`noise_variance` must have a value, because the model prepares itself from it: pass its prior as a "
+            "NumPyro distribution, and the model samples it."
+        )
     if not isinstance(noise_variance, Distribution):
         return _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
-    floor = getattr(noise_variance.support, "lower_bound", None)
+    with jax.ensure_compile_time_eval():  # the support of a transformed distribution is computed when asked for
+        floor = getattr(noise_variance.support, "lower_bound", None)
     if floor is None or noise_variance.batch_shape or noise_variance.event_shape or not float(floor) > 0.0:
         raise ValueError(
             "The prior of `noise_variance` must be a scalar distribution with a positive lower bound on its "

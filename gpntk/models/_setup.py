@@ -16,7 +16,7 @@ from numpyro.distributions import Distribution, Normal, constraints
 from gpntk import _checks
 from gpntk.finite_width._action import QuarticAction
 from gpntk.finite_width._pairs import warn_if_narrow
-from gpntk.finite_width._posterior import checked_targets
+from gpntk.finite_width._posterior import check_points, checked_targets
 from gpntk.finite_width._whitened import (
     AppendedRows,
     WhitenedKernel,
@@ -50,6 +50,16 @@ class RandomKernelSetup:
         if self.retained >= 1.0:
             raise ValueError(f"`retained` must be below 1, got {self.retained:g}.")
         self.most_modes = _checks.integer("most_modes", most_modes, minimum=1)
+        check_points(n_points, seed)
+        if action is not None and (net is not None or width is not None):
+            raise ValueError("Pass either `action`, or `net` and `width`: the action knows the width.")
+        if action is None:
+            _checks.instance("net", net, MLP, "a gpntk.MLP")
+            if _checks.is_traced(net):
+                raise TypeError(
+                    "The variances of `net` must have values, because the model prepares itself from them. Their "
+                    "posterior is sampled by `gpntk.models.evidence_regression`."
+                )
         self.floor, self.action, self.width = floor, action, width
         with preparation():
             self.x = np.asarray(_checks.inputs("X", X, None if net is None else net.n_features), np.float64)
@@ -61,8 +71,6 @@ class RandomKernelSetup:
             else:
                 self.x_test = self.x[:0]
         if action is not None:
-            if net is not None or width is not None:
-                raise ValueError("Pass either `action`, or `net` and `width`: the action knows the width.")
             _checks.instance("action", action, QuarticAction, "a gpntk.QuarticAction")
             if len(action.g) < self.n_train + len(self.x_test):
                 raise ValueError(
@@ -71,7 +79,6 @@ class RandomKernelSetup:
                 )
             self.key = ("action", id(action))
         else:
-            _checks.instance("net", net, MLP, "a gpntk.MLP")
             self.width = _checks.real_number("width", width, minimum=1.0, infinite=True)
             leaves, structure = jax.tree.flatten(net)
             values = tuple(np.asarray(leaf).tobytes() for leaf in leaves)
@@ -110,9 +117,7 @@ class RandomKernelSetup:
             size = len(x)
             mean, covariance = np.asarray(mean)[:size, :size], np.asarray(covariance)[:size, :size, :size, :size]
             return dense_fluctuations(mean, covariance, self.n_train)
-        x = jnp.asarray(x)
-        self.net.check_moments(self.net.features(x))
-        return network_fluctuations(self.net, x, self.n_train, self.width, self.n_points, self.seed)
+        return network_fluctuations(self.net, jnp.asarray(x), self.n_train, self.width, self.n_points, self.seed)
 
 
 def _once(key, owner, compute):
@@ -169,7 +174,7 @@ def posterior_rows(rows: AppendedRows, coordinates, exponent, latent, spread):
     moved = exponential(0.5 * exponent, loadings[:, :size].T).T
     heights = jnp.concatenate([moved, loadings[:, size:]], axis=1) + extra
     log_scale = jnp.asarray(rows.log_scale_offset) + coordinates @ jnp.asarray(rows.log_scale_modes)
-    variance = jnp.diagonal(jnp.asarray(rows.covariance)) * jnp.exp(log_scale)
+    variance = jnp.asarray(rows.variance) * jnp.exp(log_scale)
     if spread is not None:
         variance += jnp.einsum("xi,ij,xj->x", heights, spread, heights) + jnp.einsum(
             "xij,ij->x", remainder, spread
@@ -219,12 +224,7 @@ def sample_outputs(rows: AppendedRows, mean, variance, columns: bool) -> None:
     shape = (lambda a: a) if columns else (lambda a: a[:, 0])
     numpyro.deterministic("f_mean", shape(mean))
     numpyro.deterministic("f_variance", shape(variance))
-    covariance = jnp.asarray(rows.covariance)
-    own = jnp.maximum(jnp.diagonal(covariance), 1e-30)
-    correlation = covariance / jnp.sqrt(own[:, None] * own[None, :])
-    jitter = 10.0 * len(own) * jnp.finfo(covariance.dtype).eps
-    factor = jnp.linalg.cholesky((correlation + jitter * jnp.eye(len(own))) / (1.0 + jitter))
-    noise = ColumnNormal(jnp.zeros_like(mean), jnp.ones_like(mean), factor)
+    noise = ColumnNormal(jnp.zeros_like(mean), jnp.ones_like(mean), jnp.asarray(rows.correlation_factor))
     standard = numpyro.sample("f_noise", noise)
     numpyro.deterministic("f", shape(mean + jnp.sqrt(variance) * standard))
 

@@ -169,5 +169,9 @@ def test_refusals(statistics):
         QuarticAction(action.g, action.v + np.random.default_rng(0).normal(size=action.v.shape))
     with pytest.raises(ValueError, match=r"`v` must have shape \(2, 2, 2, 2\)"):
         QuarticAction(action.g, action.v[0])
+    with pytest.raises(
+        TypeError, match=r"`cumulants` must be what gpntk\.cumulants\(net, X\) returns without `rank`"
+    ):
+        QuarticAction.from_cumulants(gpntk.cumulants(NET, X, rank=2), 100)
     with pytest.raises(ValueError, match="singular"):
         QuarticAction.from_cumulants(gpntk.cumulants(NET, X[[0, 0]]), 100)

@@ -159,6 +159,13 @@ def test_correction_at_a_width():
     np.testing.assert_array_equal(c.at(np.inf).nngp, c.K)
 
 
+def test_sampling_in_single_precision_leaves_double_precision_alone():
+    net = gpntk.MLP(2, gpntk.Erf(), weight_variance=1.7, bias_variance=0.2)
+    x = np.ones((1, 3))
+    assert gpntk.sample_cumulants(net, x, 4, 256, jax.random.key(0)).K.dtype == np.float32
+    assert gpntk.cumulants(net, x).K.dtype == np.float64
+
+
 def test_bad_input():
     net = gpntk.MLP(2)
     with pytest.raises(ValueError, match=r"1000 inputs need 1,024,000,000,000,000 bytes"):

@@ -119,6 +119,14 @@ def test_importance_sampling_draws_networks(x64):
     assert error < 0.02
 
 
+def test_a_zero_input_has_zero_outputs():
+    sampled = gpntk.sample_finite_width_posterior(
+        gpntk.MLP(2), np.concatenate([X, 0 * X[:1]]), np.append(Y, 0.1), 0 * X[:1],
+        width=8, noise_variance=0.1, n_samples=256, key=jax.random.key(0),
+    )  # fmt: skip
+    assert (sampled.mean.item(), sampled.variance.item()) == (0.0, 0.0)
+
+
 def test_bad_input():
     arguments = {"width": 8, "noise_variance": 0.1, "n_samples": 256, "key": jax.random.key(0)}
     with pytest.raises(ValueError, match="`n_samples` must be an integer >= 256, got 10"):
@@ -127,3 +135,5 @@ def test_bad_input():
         gpntk.sample_finite_width_posterior(ERF, X, Y, X_TEST, **arguments | {"width": 0})
     with pytest.raises(ValueError, match=r"`y` must have shape \(4,\)"):
         gpntk.sample_finite_width_posterior(ERF, X, Y[:2], X_TEST, **arguments)
+    with pytest.raises(ValueError, match="weights of the networks overflow"):
+        gpntk.sample_finite_width_posterior(ERF, X, 300.0 * Y, X_TEST, **arguments)

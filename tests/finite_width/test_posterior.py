@@ -79,22 +79,28 @@ def by_differentiation(net, y, width):
     slope = shifted(evidence) + 0.5 * jnp.sum(slopes**2)
     correlated = jax.vmap(lambda d: along(moments, d))(directions)
     mean, second = jax.tree.map(
-        lambda base, shift, moved: base + (shift + jnp.tensordot(slopes, moved, 1)) / (width + slope),
+        lambda base, shift, moved: base + (shift + jnp.tensordot(slopes, moved, 1)) / (width + max(slope, 0.0)),
         moments(c.K),
         shifted(moments),
         correlated,
     )
     covariance = second - jnp.einsum("xi,wj->xwij", mean, mean)
-    return mean, covariance, evidence(c.K) + jnp.log1p(slope / width), slope
+    resummed = jnp.log1p(slope / width) if slope > 0 else slope / width
+    return mean, covariance, evidence(c.K) + resummed, slope
 
 
-@SLOW_RELU
-def test_closed_form_is_the_delta_method(x64, name):
+@pytest.mark.parametrize(
+    ("name", "scale", "sign"),
+    [("erf", 1.5, -1), ("erf", 0.3, 1), pytest.param("relu", 1.0, -1, marks=pytest.mark.slow)],
+)
+def test_closed_form_is_the_delta_method(x64, name, scale, sign):
+    y = scale * OUTPUTS
     posterior = gpntk.finite_width_posterior(
-        NETS[name], X, OUTPUTS, X_TEST, width=WIDTH, noise_variance=NOISE, n_points=2**14
+        NETS[name], X, y, X_TEST, width=WIDTH, noise_variance=NOISE, n_points=2**14
     )
-    limit = gpntk.finite_width_posterior(NETS[name], X, OUTPUTS, X_TEST, width=np.inf, noise_variance=NOISE)
-    mean, covariance, log_evidence, slope = by_differentiation(NETS[name], OUTPUTS, WIDTH)
+    limit = gpntk.finite_width_posterior(NETS[name], X, y, X_TEST, width=np.inf, noise_variance=NOISE)
+    mean, covariance, log_evidence, slope = by_differentiation(NETS[name], y, WIDTH)
+    assert np.sign(slope) == sign
     assert abs(posterior.evidence_slope - slope) < 4 * posterior.evidence_slope_se < 0.1 * abs(slope)
     assert posterior.log_marginal_likelihood == pytest.approx(
         float(log_evidence), abs=8 * posterior.evidence_slope_se / WIDTH
@@ -137,6 +143,28 @@ def test_predictions_do_not_depend_on_which_others_are_asked_for():
     np.testing.assert_allclose(alone.variance, together.variance[2:], rtol=0, atol=1e-12)
 
 
+def test_inputs_of_all_scales(x64):
+    """A zero input, one of norm 1e-8, and duplicates up to rounding, beside others."""
+    net, arguments = gpntk.MLP(2), {"width": WIDTH, "noise_variance": NOISE, "n_points": 256}
+    posterior = gpntk.finite_width_posterior(net, X, Y, np.zeros((1, 2)), **arguments)
+    assert (posterior.mean.item(), posterior.cov.item()) == (0.0, 0.0)
+    for size in (0.0, 1e-8):
+        row = size * X[:1]
+        # Without a relative floor on the variances, the second kernel would fluctuate by 1e5 of its mean.
+        with_row = gpntk.finite_width_posterior(
+            net, np.concatenate([row, X]), np.append(0.0, Y), X_TEST, **arguments
+        )
+        assert np.isfinite(with_row.mean).all()
+    exact, near = (
+        gpntk.finite_width_posterior(
+            NETS["erf"], np.concatenate([X, X[:1] + e]), np.append(Y, Y[0]), X_TEST, **arguments
+        )
+        for e in (0.0, 1e-9)
+    )
+    np.testing.assert_allclose(near.mean, exact.mean, rtol=1e-4)
+    np.testing.assert_allclose(near.evidence_slope, exact.evidence_slope, rtol=1e-4)
+
+
 @SLOW_RELU
 def test_evidence_is_differentiable_in_all_hyperparameters(x64, name):
     def evidence(hyperparameters):
@@ -166,6 +194,16 @@ def test_refuses_and_warns():
         gpntk.finite_width_posterior(gpntk.MLP(4), X[:1], Y[:1], width=30, **arguments)
     with pytest.raises(ValueError, match=r"`noise_variance` must be .* > 0, got 0"):
         gpntk.finite_width_posterior(net, X, Y, width=8, noise_variance=0.0)
+    with pytest.raises(ValueError, match="`y` must be an array of real numbers, got dtype complex128"):
+        gpntk.finite_width_posterior(net, X, Y + 1j, width=8, noise_variance=1.0)
+    with pytest.raises(ValueError, match="`seed` must be an integer >= 0, got -1"):
+        gpntk.finite_width_posterior(net, X, Y, width=8, noise_variance=1.0, seed=-1)
+    with pytest.raises(ValueError, match=r"noise variance 1e-14 is too small.*duplicates"):
+        gpntk.finite_width_posterior(net, X[[0, 0]], Y[:2], width=8, noise_variance=1e-14)
+    with pytest.raises(ValueError, match="corrections at order 1/width are not finite"):
+        gpntk.finite_width_posterior(net, X, 1e200 * Y, width=8, noise_variance=1.0)
+    with pytest.raises(TypeError, match=r"within `with jax\.enable_x64\(True\):`"):
+        jax.grad(lambda s: gpntk.finite_width_posterior(net, X, Y, width=8, noise_variance=s).evidence_slope)(1.0)
     with pytest.raises(ValueError, match=r"`y` must have shape \(4,\) or \(4, n_outputs\), got \(3,\)"):
         gpntk.finite_width_posterior(net, X, Y[:3], width=8, noise_variance=1.0)
     with pytest.raises(ValueError, match="`n_points` must be a power of two, got 100"):

@@ -10,6 +10,7 @@ from integrated import integrated_posterior
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.util import log_density
 
 import gpntk
 from gpntk import QuarticAction, models
@@ -50,24 +51,30 @@ def test_exponential(x64):
     ],
 )
 def test_agrees_with_the_closed_form_to_order_one_over_n(x64, y, retained):
-    """n^2 times the difference is a constant; modes that are not sampled enter to first order."""
-    scaled, errors, corrections = [], [], []
+    """Their difference falls as n^-2; modes that are not sampled enter to first order."""
+    differences, errors, corrections = [], [], []
     limit = gpntk.finite_width_posterior(NET, X, y, X_TEST, width=np.inf, noise_variance=NOISE, return_cov=False)
     for width in (64, 128, 256):
         closed = gpntk.finite_width_posterior(
             NET, X, y, X_TEST, width=width, noise_variance=NOISE, n_points=1024, return_cov=False
         )
         model = integrated_posterior(
-            X, y, X_TEST, **REGRESSION, width=width, retained=retained, draws=2048, replicates=4
+            X, y, X_TEST, **REGRESSION, width=width, retained=retained, draws=4096 * y.ndim, replicates=4
         )
-        pairs = [(model[0], closed.mean), (model[1], closed.variance)]
-        scaled.append([width**2 * np.linalg.norm(value - expected) for (value, _), expected in pairs])
-        errors.append([width**2 * np.linalg.norm(error) for (_, error), _ in pairs])
+        moves = [model[0][0] - closed.mean, model[1][0] - closed.variance]
+        differences.append([np.linalg.norm(move) for move in moves])
+        # Of the norms: errors of the components along the difference.
+        errors.append([np.linalg.norm(m * e) / np.linalg.norm(m) for m, (_, e) in zip(moves, model, strict=False)])
         corrections.append(width * np.linalg.norm(closed.mean - limit.mean))
-    scaled, errors = np.array(scaled), np.array(errors)
-    # A difference at order 1/n would double it from width to width, one at order 1/n^3 would halve it.
-    assert np.all(errors < 0.1 * scaled)
-    np.testing.assert_allclose(scaled[1:] / scaled[:-1], 1.0, atol=0.25)
+    differences, errors = np.array(differences), np.array(errors)
+    # The exponent from width to width is 2 + O(1/n), and extrapolated from two steps 2 + O(1/n^2), by about the
+    # square of what the steps differ by. Standard errors of logarithms are relative ones.
+    steps, relative = np.log2(differences[:-1] / differences[1:]), errors / differences / np.log(2.0)
+    exponent = 2.0 * steps[1] - steps[0]
+    error = np.sqrt(4.0 * relative[2] ** 2 + 9.0 * relative[1] ** 2 + relative[0] ** 2)
+    tolerance = 4.0 * error + (steps[1] - steps[0]) ** 2
+    assert np.all(np.abs(exponent - 2.0) < tolerance), (exponent, tolerance)
+    assert np.all(tolerance < 1.0)  # orders 1/n and 1/n^3 would be seen
     assert min(corrections) > 0.1
 
 
@@ -101,6 +108,34 @@ def test_predictions_do_not_depend_on_which_others_are_asked_for(x64, noise_vari
     reordered = Predictive(model, samples)(key, X, Y, others[::-1], **options)
     for name in ("f_mean", "f_variance"):
         np.testing.assert_allclose(reordered[name][:, ::-1], together[name], rtol=0, atol=1e-10)
+
+
+def test_chains_side_by_side_and_traced_targets():
+    """Several chains at once, in single precision; densities for targets that are traced."""
+    options = {**REGRESSION, "width": 64, "n_points": 64}
+    model = models.finite_width_regression
+    mcmc = MCMC(
+        NUTS(model), num_warmup=100, num_samples=100, num_chains=2, chain_method="vectorized", progress_bar=False
+    )
+    mcmc.run(jax.random.key(0), X, Y, **options)
+    samples = mcmc.get_samples(group_by_chain=True)
+    assert samples["kernel_modes"].shape == (2, 100, 10)
+    # A zero input is an output of zero, also where the noise leaves no room for it in single precision.
+    draws = Predictive(model, samples, batch_ndims=2)(jax.random.key(1), X, Y, X_TEST, **options)
+    assert draws["f"].shape == (2, 100, 3)
+    coordinates = samples["kernel_modes"][0, 0]
+    density = lambda y: log_density(model, (X, y), options, {"kernel_modes": coordinates})[0]  # noqa: E731
+    assert float(jax.jit(density)(Y)) == pytest.approx(float(density(Y)), rel=1e-5)
+
+
+def test_zero_inputs_and_duplicates_in_single_precision():
+    options = {"net": gpntk.MLP(2), "width": 64, "noise_variance": NOISE, "n_points": 64}
+    test = np.concatenate([0 * X[:1], X[:1], X[:1]])
+    draws = Predictive(models.finite_width_regression, num_samples=3)(
+        jax.random.key(0), np.concatenate([0 * X[:1], X]), np.append(0.0, Y), test, **options
+    )
+    assert np.all(draws["f"][:, 0] == 0.0)
+    np.testing.assert_allclose(draws["f"][:, 1], draws["f"][:, 2], atol=1e-3)
 
 
 def test_infinite_width_is_the_gaussian_process(x64):
@@ -169,6 +204,24 @@ def test_quartic_action_regression(x64):
     f = np.asarray(samples["f"][:, 0])
     assert abs(f.mean() - closed.mean[0]) < 4 * f.std() / 1000**0.5
     assert f.var() == pytest.approx(closed.variance[0], rel=4 * (2 / 1000) ** 0.5)
+
+
+def test_supports_of_priors_of_the_noise():
+    """Their lower bound is the metric, also where it is computed while NumPyro traces the model."""
+    shift = dist.transforms.AffineTransform(0.02, 1.0, domain=dist.constraints.positive)
+    prior = dist.TransformedDistribution(dist.LogNormal(-3.0, 1.0), shift)
+    options = {**REGRESSION, "width": 64, "n_points": 64}
+    density = lambda c, s, p: log_density(  # noqa: E731
+        models.finite_width_regression,
+        (X, Y),
+        {**options, "noise_variance": p},
+        {"kernel_modes": c, "noise_variance": s},
+    )[0]
+    coordinates = 0.1 * jnp.arange(10.0)
+    shifted = jax.jit(lambda c, s: density(c, s, prior))(coordinates, 0.1) - prior.log_prob(0.1)
+    uniform = dist.Uniform(0.02, 0.3)
+    expected = density(coordinates, 0.1, uniform) - uniform.log_prob(0.1)
+    assert float(shifted) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -254,6 +307,24 @@ def test_refuses_and_warns():
         seed(model, 0)(X, Y[:3], **REGRESSION, width=64)
     with pytest.raises(TypeError, match=r"`net` must be a gpntk\.MLP"):
         seed(model, 0)(X, Y, width=64, noise_variance=0.1)
+    with pytest.raises(TypeError, match=r"`net` must be a gpntk\.MLP"):
+        seed(model, 0)(X, Y, net=gpntk.NNGP(NET), width=64, noise_variance=0.1)
+    with pytest.raises(TypeError, match=r"variances of `net` must have values"):
+        jax.jit(lambda v: seed(model, 0)(X, Y, net=NET.replace(weight_variance=v), width=64, noise_variance=0.1))(
+            1.0
+        )
+    with pytest.raises(TypeError, match=r"pass its prior as a NumPyro distribution"):
+        jax.jit(lambda s: seed(model, 0)(X, Y, net=NET, width=64, noise_variance=s))(0.1)
+    with pytest.raises(ValueError, match="noise variance 1e-14 is too small"):
+        seed(model, 0)(X[[0, 0]], Y[:2], net=NET, width=64, noise_variance=1e-14, n_points=64)
+    with pytest.raises(ValueError, match="`n_points` must be a power of two, got 100"):
+        seed(model, 0)(X, Y, net=NET, width=64, noise_variance=0.1, n_points=100)
+    with pytest.raises(ValueError, match=r"`n_outputs`=3 does not agree with `y`, which has 1 output\(s\)"):
+        seed(model, 0)(X, Y, net=NET, width=64, noise_variance=0.1, n_outputs=3)
+    with pytest.raises(TypeError, match="`weight_variance` must be a NumPyro distribution or None, got 2"):
+        seed(models.evidence_regression, 0)(X, Y, net=NET, width=64, noise_variance=0.1, weight_variance=2.0)
+    with pytest.raises(ValueError, match="Pass either `action`, or `net` and `width`"):
+        seed(models.quartic_action_regression, 0)(X, Y, net=NET, action=action, noise_variance=0.1)
     with pytest.warns(UserWarning, match="too small for an expansion in 1/width"):
         seed(model, 0)(X[:1], Y[:1], net=gpntk.MLP(4), width=20, noise_variance=0.1, n_points=64)
     with pytest.raises(ValueError, match=r"`y` must hold 4 classes from 0 to 1"):
