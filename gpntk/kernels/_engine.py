@@ -1,8 +1,9 @@
 """The compute engine: blocks, triangles and memory. Nothing else in the package knows about them.
 
 A kernel hands over per-input features and a pure function of two sets of features. The engine evaluates
-that function on tiles and assembles the matrix inside one compiled loop; it works under `jit`, `grad`
-and `vmap`, and recomputes tiles in the backward pass instead of storing them.
+that function on tiles, or on a few pairs at a time where a pair is so expensive that tiles would be small, and
+assembles the matrix inside one compiled loop; it works under `jit`, `grad` and `vmap`, and recomputes tiles in
+the backward pass instead of storing them.
 """
 
 import dataclasses
@@ -24,23 +25,40 @@ from gpntk import _checks
 # Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
 _PAIRS_PER_TILE = 512 * 512
 _TILES_AT_ONCE = 2
+# Where tiles would have fewer inputs on a side, pairs are listed: no mirror images on the diagonal, less padding.
+_SMALLEST_TILE = 16
 # A progress bar moves this often.
 _STEPS = 100
 
 
-def cross_blocks(pair: Callable, features1: Any, features2: Any, block_size: int) -> Any:
-    """`pair(features1, features2)`, evaluated in tiles.
+class PairList(NamedTuple):
+    """Pairs of inputs are evaluated from a list, so many at a time, and not in tiles."""
+
+    at_once: int
+
+
+Grouping = int | PairList
+"""How pairs of inputs are evaluated together: in tiles with so many inputs on either side, or from a list."""
+
+
+def cross_blocks(pair: Callable, features1: Any, features2: Any, grouping: Grouping) -> Any:
+    """`pair(features1, features2)`, a few pairs at a time.
 
     Args:
         pair: maps the features of n1 and n2 inputs to a pytree of (n1, n2) arrays.
         features1: pytree of arrays with leading axis N1.
         features2: pytree of arrays with leading axis N2.
-        block_size: largest number of inputs on either side of a tile.
+        grouping: largest number of inputs on either side of a tile, or `PairList`.
 
     Returns:
         A pytree of (N1, N2) arrays.
     """
-    tiling1, tiling2 = _Tiling.of(features1, block_size), _Tiling.of(features2, block_size)
+    if isinstance(grouping, PairList):
+        shape = _size(features1), _size(features2)
+        rows, columns = np.indices(shape).reshape(2, -1)
+        values = _listed_pairs(pair, features1, features2, rows, columns, grouping)
+        return jax.tree.map(lambda leaf: leaf.reshape(shape), values)
+    tiling1, tiling2 = _Tiling.of(features1, grouping), _Tiling.of(features2, grouping)
     if tiling1.tiles == tiling2.tiles == 1:
         return pair(features1, features2)
     features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
@@ -56,20 +74,29 @@ def cross_blocks(pair: Callable, features1: Any, features2: Any, block_size: int
     return jax.tree.map(lambda leaf: leaf[: tiling1.size, : tiling2.size], matrix)
 
 
-def gram_blocks(pair: Callable, diagonal: Callable, features: Any, block_size: int) -> Any:
-    """`pair(features, features)` from its upper triangle of tiles: symmetric bit for bit.
+def gram_blocks(pair: Callable, diagonal: Callable, features: Any, grouping: Grouping) -> Any:
+    """`pair(features, features)` from its upper triangle: symmetric bit for bit.
 
     Args:
         pair: maps the features of n1 and n2 inputs to a pytree of (n1, n2) arrays.
         diagonal: maps the features of n inputs to the same pytree of (n,) arrays, the exact diagonal.
         features: pytree of arrays with leading axis N.
-        block_size: largest number of inputs on a side of a tile.
+        grouping: largest number of inputs on a side of a tile, or `PairList`.
 
     Returns:
         A pytree of (N, N) arrays.
     """
-    tiling = _Tiling.of(features, block_size)
-    diagonals = diagonal_blocks(diagonal, features, block_size)
+    diagonals = diagonal_blocks(diagonal, features, grouping)
+    if isinstance(grouping, PairList):
+        rows, columns = np.triu_indices(_size(features), 1)
+        values = _listed_pairs(pair, features, features, rows, columns, grouping)
+
+        def mirrored(values, diagonal):
+            matrix = jnp.diag(diagonal)
+            return matrix.at[rows, columns].set(values).at[columns, rows].set(values)
+
+        return jax.tree.map(mirrored, values, diagonals)
+    tiling = _Tiling.of(features, grouping)
     if tiling.tiles == 1:
         return jax.tree.map(_symmetric, pair(features, features), diagonals)
     features, diagonals = tiling.pad(features), tiling.pad(diagonals)
@@ -89,23 +116,41 @@ def gram_blocks(pair: Callable, diagonal: Callable, features: Any, block_size: i
     return jax.tree.map(lambda leaf: leaf[: tiling.size, : tiling.size], matrix)
 
 
-def diagonal_blocks(diagonal: Callable, features: Any, block_size: int) -> Any:
-    """`diagonal(features)`, for as many inputs at a time as a tile has pairs.
+def diagonal_blocks(diagonal: Callable, features: Any, grouping: Grouping) -> Any:
+    """`diagonal(features)`, for as many inputs at a time as a tile or a list has pairs.
 
     Args:
         diagonal: maps the features of n inputs to a pytree of (n,) arrays.
         features: pytree of arrays with leading axis N.
-        block_size: number of inputs on the side of a tile.
+        grouping: number of inputs on the side of a tile, or `PairList`.
 
     Returns:
         A pytree of (N,) arrays.
     """
-    tiling = _Tiling.of(features, block_size**2)
+    tiling = _Tiling.of(features, grouping.at_once if isinstance(grouping, PairList) else grouping**2)
     if tiling.tiles == 1:
         return diagonal(features)
     features = tiling.pad(features)
     parts = jax.lax.map(lambda index: diagonal(tiling.take(features, index)), np.arange(tiling.tiles))
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[: tiling.size], parts)
+
+
+def _listed_pairs(pair: Callable, features1: Any, features2: Any, rows, columns, grouping: PairList) -> Any:
+    """The kernel of each pair (rows[i], columns[i]) of inputs, a few at a time."""
+    steps = max(1, math.ceil(len(rows) / grouping.at_once))
+    at_once = math.ceil(len(rows) / steps)
+    # Zeros are as good as any other input, and present.
+    lists = [np.pad(index, (0, steps * at_once - len(rows))).reshape(steps, at_once) for index in (rows, columns)]
+
+    def single(row, column):
+        left, right = (
+            jax.tree.map(lambda leaf, i=i: leaf[i, None], f) for f, i in ((features1, row), (features2, column))
+        )
+        return jax.tree.map(lambda leaf: leaf[0, 0], pair(left, right))
+
+    evaluate = jax.checkpoint(jax.vmap(single))
+    values = jax.lax.map(lambda index: evaluate(*index), tuple(lists))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: len(rows)], values)
 
 
 def cross_product_blocks(
@@ -291,7 +336,7 @@ class _Tiling:
 
     @classmethod
     def of(cls, features: Any, block_size: int) -> "_Tiling":
-        size = jax.tree.leaves(features)[0].shape[0]
+        size = _size(features)
         tiles = math.ceil(size / block_size)
         return cls(size, tiles, math.ceil(size / tiles))
 
@@ -315,6 +360,11 @@ class _Tiling:
         )
 
 
+def _size(features: Any) -> int:
+    """The number of inputs."""
+    return jax.tree.leaves(features)[0].shape[0]
+
+
 def _symmetric(tile: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float[Array, "n n"]:
     """The upper triangle of `tile`, mirrored, with the given diagonal."""
     row, column = np.indices(tile.shape, sparse=True)
@@ -324,7 +374,15 @@ def _symmetric(tile: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float
 
 def default_block_size(sites_per_pair: int) -> int:
     """The side of a tile for kernels that hold `sites_per_pair` numbers per pair of inputs."""
-    return max(1, math.isqrt(max(1, _PAIRS_PER_TILE // sites_per_pair)))
+    return max(1, math.isqrt(_PAIRS_PER_TILE // sites_per_pair))
+
+
+def default_grouping(sites_per_pair: int) -> Grouping:
+    """How such kernels are evaluated."""
+    block_size = default_block_size(sites_per_pair)
+    if block_size >= _SMALLEST_TILE:
+        return block_size
+    return PairList(max(1, _PAIRS_PER_TILE // sites_per_pair))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +391,8 @@ class BlockedComputation(AbstractKernelComputation):
 
     Args:
         block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
-            numbers per tile, which suits the caches of current processors.
+            numbers per tile, which suits the caches of current processors, and lists of so many for kernels that
+            hold more than about a thousand numbers per pair.
         progress: whether to show a progress bar. Under `jit` and `grad` there is none.
 
     Raises:
@@ -353,24 +412,27 @@ class BlockedComputation(AbstractKernelComputation):
         x, y = _checks.inputs("x", x), _checks.inputs("y", y)
         _checks.equal_columns(x=x, y=y)
         features1, features2 = _features(kernel, x), _features(kernel, y)
-        block_size = self._block_size(kernel)
         if self.progress and not _checks.is_traced(kernel, features1, features2):
-            return finite(cross_in_steps(kernel.pair, features1, features2, block_size))
-        return finite(_cross(kernel, features1, features2, block_size))
+            return finite(cross_in_steps(kernel.pair, features1, features2, self._block_size(kernel)))
+        return finite(_cross(kernel, features1, features2, self._grouping(kernel)))
 
     def _gram(self, kernel, x):
-        features, block_size = _features(kernel, _checks.inputs("x", x)), self._block_size(kernel)
+        features = _features(kernel, _checks.inputs("x", x))
         if self.progress and not _checks.is_traced(kernel, features):
-            return finite_gram(gram_in_steps(kernel.pair, kernel.diagonal_values, features, block_size))
-        return finite_gram(_gram(kernel, features, block_size))
+            steps = gram_in_steps(kernel.pair, kernel.diagonal_values, features, self._block_size(kernel))
+            return finite_gram(steps)
+        return finite_gram(_gram(kernel, features, self._grouping(kernel)))
 
     def _diagonal(self, kernel, inputs):
         features = _features(kernel, _checks.inputs("x", inputs))
-        values = finite(_diagonal(kernel, features, self._block_size(kernel)))
+        values = finite(_diagonal(kernel, features, self._grouping(kernel)))
         return lx.TaggedLinearOperator(lx.DiagonalLinearOperator(values), lx.positive_semidefinite_tag)
 
     def _block_size(self, kernel) -> int:
         return self.block_size or default_block_size(kernel.sites_per_pair)
+
+    def _grouping(self, kernel) -> Grouping:
+        return self.block_size or default_grouping(kernel.sites_per_pair)
 
 
 def finite(matrices: Any) -> Any:
@@ -416,15 +478,15 @@ def _compiled_features(kernel, x):
 
 
 @eqx.filter_jit
-def _cross(kernel, features1, features2, block_size):
-    return cross_blocks(kernel.pair, features1, features2, block_size)
+def _cross(kernel, features1, features2, grouping):
+    return cross_blocks(kernel.pair, features1, features2, grouping)
 
 
 @eqx.filter_jit
-def _gram(kernel, features, block_size):
-    return gram_blocks(kernel.pair, kernel.diagonal_values, features, block_size)
+def _gram(kernel, features, grouping):
+    return gram_blocks(kernel.pair, kernel.diagonal_values, features, grouping)
 
 
 @eqx.filter_jit
-def _diagonal(kernel, features, block_size):
-    return diagonal_blocks(kernel.diagonal_values, features, block_size)
+def _diagonal(kernel, features, grouping):
+    return diagonal_blocks(kernel.diagonal_values, features, grouping)

@@ -25,6 +25,7 @@ from gpntk.kernels._engine import (
     cross_blocks,
     cross_in_steps,
     default_block_size,
+    default_grouping,
     finite,
     finite_gram,
     gram_blocks,
@@ -172,20 +173,21 @@ def nngp_and_ntk(
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     x1 = _checks.inputs("x1", x1, net.n_features)
-    block_size = default_block_size(net.domain.sites_per_pair)
+    sites = net.domain.sites_per_pair
+    block_size, grouping = default_block_size(sites), default_grouping(sites)
     features1 = _features(net, x1)
     net.check_moments(features1)
     if x2 is None:
         if progress and not _checks.is_traced(net, features1):
             return finite_gram(tuple(gram_in_steps(net.kernels, net.diagonal, features1, block_size)))
-        return finite_gram(tuple(_gram(net, features1, block_size)))
+        return finite_gram(tuple(_gram(net, features1, grouping)))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
     features2 = _features(net, x2)
     net.check_moments(features2)
     if progress and not _checks.is_traced(net, features1, features2):
         return finite(tuple(cross_in_steps(net.kernels, features1, features2, block_size)))
-    return finite(tuple(_cross(net, features1, features2, block_size)))
+    return finite(tuple(_cross(net, features1, features2, grouping)))
 
 
 @eqx.filter_jit
@@ -194,10 +196,10 @@ def _features(net, x):
 
 
 @eqx.filter_jit
-def _gram(net, features, block_size):
-    return gram_blocks(net.kernels, net.diagonal, features, block_size)
+def _gram(net, features, grouping):
+    return gram_blocks(net.kernels, net.diagonal, features, grouping)
 
 
 @eqx.filter_jit
-def _cross(net, features1, features2, block_size):
-    return cross_blocks(net.kernels, features1, features2, block_size)
+def _cross(net, features1, features2, grouping):
+    return cross_blocks(net.kernels, features1, features2, grouping)

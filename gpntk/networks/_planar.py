@@ -63,8 +63,7 @@ class Images(AbstractDomain):
 
     @property
     def sites_per_pair(self):
-        # Convolutions hold every kernel several times, with margins and as sums over lines.
-        return 8 * self.grid.size ** (2 if self.all_pairs else 1)
+        return self.grid.size ** (2 if self.all_pairs else 1)
 
     def signal(self, x):
         return x.reshape(len(x), *self.input_shape)

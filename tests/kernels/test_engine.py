@@ -73,6 +73,19 @@ def test_block_size_does_not_change_the_result(name, dtype, block_size, x64):
     np.testing.assert_array_equal(jnp.diagonal(gram), lx.diagonal(blocked.diagonal(x)))
 
 
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_lists_of_pairs_equal_tiles(n, x64):
+    # 8 x 9 positions of a network with pooling: lists of 50 pairs, of which 36 and 63 leave some over.
+    net = gpntk.CNN((8, 8, 1), depth=1, bias_variance=0.1)
+    x, y = inputs(n, jnp.float64, d=64), inputs(7, jnp.float64, d=64, seed=1)
+    listed, tiled = gpntk.NTK(net), gpntk.NTK(net, compute_engine=BlockedComputation(block_size=4))
+    gram = listed.gram(x).as_matrix()
+    np.testing.assert_allclose(gram, tiled.gram(x).as_matrix(), rtol=1e-13)
+    np.testing.assert_allclose(listed.cross_covariance(y, x), tiled.cross_covariance(y, x), rtol=1e-13)
+    np.testing.assert_array_equal(gram, gram.T)
+    np.testing.assert_array_equal(jnp.diagonal(gram), lx.diagonal(listed.diagonal(x)))
+
+
 @pytest.mark.parametrize("kind", [gpntk.NNGP, gpntk.NTK])
 @pytest.mark.parametrize(("n", "dtype"), [(1, jnp.float64), (511, jnp.float32), (513, jnp.float64)])
 def test_gram_is_symmetric_and_has_the_exact_diagonal_at_default_blocks(kind, dtype, n, x64):
