@@ -1,7 +1,6 @@
 """Averages of a kernel over a group: full data augmentation, as a kernel."""
 
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,7 +24,7 @@ from jaxtyping import Array, Float
 
 from gpntk import _checks
 from gpntk.groups import AbstractGroup
-from gpntk.kernels._base import AbstractCombination, AbstractFeatureKernel, Number
+from gpntk.kernels._base import AbstractCombination, AbstractFeatureKernel, Number, with_features
 from gpntk.kernels._engine import BlockedComputation
 from gpntk.kernels._network_kernels import AbstractNetworkKernel
 
@@ -92,26 +91,26 @@ class GroupAveraged(AbstractFeatureKernel):
 
     @property
     def sites_per_pair(self):
-        return getattr(self.kernel, "sites_per_pair", 1)
+        return with_features(self.kernel).sites_per_pair
 
     def features(self, x):
         x = _checks.inputs("x", self.slice_input(x), self.group.n_features)
         # Raw inputs come along: transforming them block by block costs less memory than keeping their orbits.
-        return x, self._base_features(x)
+        return x, with_features(self.kernel).features(x)
 
     def check_features(self, features):
-        if isinstance(self.kernel, AbstractFeatureKernel):
-            self.kernel.check_features(features[1])
+        with_features(self.kernel).check_features(features[1])
 
     def pair(self, features1, features2):
         (x1, base1), (x2, _) = features1, features2
+        kernel = with_features(self.kernel)
 
         def with_orbit_of_second(base):
-            return self._mean(lambda g: self._base_pair(base, self._base_features(self.group.transform(x2, g))))
+            return self._mean(lambda g: kernel.pair(base, kernel.features(self.group.transform(x2, g))))
 
         if self.one_sided:
             return with_orbit_of_second(base1)
-        return self._mean(lambda g: with_orbit_of_second(self._base_features(self.group.transform(x1, g))))
+        return self._mean(lambda g: with_orbit_of_second(kernel.features(self.group.transform(x1, g))))
 
     def diagonal_values(self, features):
         x, _ = features
@@ -122,14 +121,6 @@ class GroupAveraged(AbstractFeatureKernel):
         if self.one_sided:
             return with_orbit_of_second(x)
         return self._mean(lambda g: with_orbit_of_second(self.group.transform(x, g)))
-
-    def _base_features(self, x: Float[Array, "N D"]) -> Any:
-        return self.kernel.features(x) if isinstance(self.kernel, AbstractFeatureKernel) else x
-
-    def _base_pair(self, features1: Any, features2: Any) -> Float[Array, "N1 N2"]:
-        if isinstance(self.kernel, AbstractFeatureKernel):
-            return self.kernel.pair(features1, features2)
-        return self.kernel.cross_covariance(features1, features2)
 
     def _mean(self, value) -> Float[Array, "..."]:
         """The weighted mean over the group of `value(index)`; the backward pass evaluates elements again."""

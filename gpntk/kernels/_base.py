@@ -14,7 +14,7 @@ from gpjax.kernels.computations import AbstractKernelComputation
 from jaxtyping import Array, Float
 
 from gpntk import _checks
-from gpntk.kernels._engine import BlockedComputation
+from gpntk.kernels._engine import BlockedComputation, Grouping, default_grouping
 
 
 class AbstractFeatureKernel(AbstractKernel):
@@ -63,6 +63,11 @@ class AbstractFeatureKernel(AbstractKernel):
     def sites_per_pair(self) -> int:
         """How many numbers a pair of inputs takes while it is computed, up to a small factor."""
         return 1
+
+    @property
+    def grouping(self) -> Grouping:
+        """How pairs are evaluated together where the engine's `block_size` leaves it open."""
+        return default_grouping(self.sites_per_pair)
 
     def __call__(self, x: Float[Array, " D"], y: Float[Array, " D"]) -> Float[Array, ""]:
         """The kernel value of one pair of inputs."""
@@ -123,6 +128,30 @@ def _as_row(name: str, x: Any) -> Float[Array, "1 D"]:
     return _checks.inputs(name, jnp.atleast_1d(jnp.asarray(x))[None])
 
 
+def with_features(kernel: AbstractKernel) -> AbstractFeatureKernel:
+    """The kernel as a function of features, which are the inputs themselves for kernels of other packages."""
+    return kernel if isinstance(kernel, AbstractFeatureKernel) else _Foreign(kernel)
+
+
+class _Foreign(AbstractFeatureKernel):
+    """A view of a kernel of another package, which goes through its own engine."""
+
+    kernel: AbstractKernel
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        super().__init__()
+
+    def features(self, x):
+        return x
+
+    def pair(self, features1, features2):
+        return self.kernel.cross_covariance(features1, features2)
+
+    def diagonal_values(self, features):
+        return lx.diagonal(self.kernel.diagonal(features))
+
+
 class Number(AbstractFeatureKernel):
     """A number in a sum or product of kernels; it is not trained."""
 
@@ -173,31 +202,25 @@ class AbstractCombination(AbstractFeatureKernel):
 
     @property
     def sites_per_pair(self):
-        return max(getattr(kernel, "sites_per_pair", 1) for kernel in self.kernels)
+        return max(part.sites_per_pair for part in self._parts)
 
     def check_features(self, features):
-        for kernel, part in zip(self.kernels, features, strict=True):
-            if isinstance(kernel, AbstractFeatureKernel):
-                kernel.check_features(part)
+        for part, part_features in zip(self._parts, features, strict=True):
+            part.check_features(part_features)
 
     def features(self, x):
-        return tuple(k.features(x) if isinstance(k, AbstractFeatureKernel) else x for k in self.kernels)
+        return tuple(part.features(x) for part in self._parts)
 
     def pair(self, features1, features2):
-        return self.reduce(
-            [
-                k.pair(f1, f2) if isinstance(k, AbstractFeatureKernel) else k.cross_covariance(f1, f2)
-                for k, f1, f2 in zip(self.kernels, features1, features2, strict=True)
-            ]
-        )
+        parts = zip(self._parts, features1, features2, strict=True)
+        return self.reduce([part.pair(f1, f2) for part, f1, f2 in parts])
 
     def diagonal_values(self, features):
-        return self.reduce(
-            [
-                k.diagonal_values(f) if isinstance(k, AbstractFeatureKernel) else lx.diagonal(k.diagonal(f))
-                for k, f in zip(self.kernels, features, strict=True)
-            ]
-        )
+        return self.reduce([part.diagonal_values(f) for part, f in zip(self._parts, features, strict=True)])
+
+    @property
+    def _parts(self) -> list[AbstractFeatureKernel]:
+        return [with_features(kernel) for kernel in self.kernels]
 
 
 class Sum(AbstractCombination):

@@ -432,7 +432,7 @@ class BlockedComputation(AbstractKernelComputation):
         return self.block_size or default_block_size(kernel.sites_per_pair)
 
     def _grouping(self, kernel) -> Grouping:
-        return self.block_size or default_grouping(kernel.sites_per_pair)
+        return self.block_size or kernel.grouping
 
 
 def finite(matrices: Any) -> Any:

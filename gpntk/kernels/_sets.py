@@ -11,8 +11,8 @@ from gpjax.kernels.computations import AbstractKernelComputation
 from jaxtyping import Array, Bool, Float
 
 from gpntk import _checks
-from gpntk.kernels._base import AbstractFeatureKernel
-from gpntk.kernels._engine import BlockedComputation
+from gpntk.kernels._base import AbstractFeatureKernel, with_features
+from gpntk.kernels._engine import BlockedComputation, default_block_size
 
 
 class _AbstractSetKernel(AbstractFeatureKernel):
@@ -36,19 +36,22 @@ class _AbstractSetKernel(AbstractFeatureKernel):
 
     @property
     def sites_per_pair(self):
-        return getattr(self.kernel, "sites_per_pair", 1)
+        return self._elements.sites_per_pair
+
+    @property
+    def grouping(self):
+        # Tiles: in a list of pairs, what one of them skips all would compute.
+        return default_block_size(self.sites_per_pair)
 
     def check_features(self, features):
-        if isinstance(self.kernel, AbstractFeatureKernel):
-            elements, _ = features
-            self.kernel.check_features(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), elements))
+        elements, _ = features
+        self._elements.check_features(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), elements))
 
     def features(self, x):
         elements = self._blocks(self.slice_input(x))
         present = jnp.any(elements != 0, -1)
         elements, present = self.order(elements, present)
-        flat = elements.reshape(-1, elements.shape[-1])
-        features = self.kernel.features(flat) if isinstance(self.kernel, AbstractFeatureKernel) else flat
+        features = self._elements.features(elements.reshape(-1, elements.shape[-1]))
         per_set = jax.tree.map(lambda leaf: leaf.reshape(*present.shape, *leaf.shape[1:]), features)
         return per_set, present
 
@@ -59,25 +62,20 @@ class _AbstractSetKernel(AbstractFeatureKernel):
     def slot_pair(self, first: Any, second: Any) -> Float[Array, "N1 N2"]:
         """The kernel of one slot of all first sets and one of all second sets; 0 where one of them is absent."""
         (elements1, present1), (elements2, present2) = first, second
-        shape = jax.eval_shape(self._base_pair, elements1, elements2)
+        shape = jax.eval_shape(self._elements.pair, elements1, elements2)
 
         def evaluate():
-            values = self._base_pair(elements1, elements2)
+            values = self._elements.pair(elements1, elements2)
             return jnp.where(present1[:, None] & present2[None, :], values, 0.0)
 
         # Most slots beyond the size of a set are empty in the whole tile.
         needed = jnp.any(present1) & jnp.any(present2)
         return jax.lax.cond(needed, evaluate, lambda: jnp.zeros(shape.shape, shape.dtype))
 
-    def _base_pair(self, features1: Any, features2: Any) -> Float[Array, "N1 N2"]:
-        if isinstance(self.kernel, AbstractFeatureKernel):
-            return self.kernel.pair(features1, features2)
-        return self.kernel.cross_covariance(features1, features2)
-
-    def _base_diagonal(self, features: Any) -> Float[Array, " N"]:
-        if isinstance(self.kernel, AbstractFeatureKernel):
-            return self.kernel.diagonal_values(features)
-        return jax.vmap(self.kernel)(features, features)
+    @property
+    def _elements(self) -> AbstractFeatureKernel:
+        """The kernel of elements."""
+        return with_features(self.kernel)
 
     def _blocks(self, x: Float[Array, "N D"]) -> Float[Array, "N s d"]:
         x = _checks.inputs("x", x)
@@ -125,7 +123,7 @@ class SetSum(_AbstractSetKernel):
     def diagonal_values(self, features):
         def one(features):
             elements, present = features
-            values, exact = self._base_pair(elements, elements), self._base_diagonal(elements)
+            values, exact = self._elements.pair(elements, elements), self._elements.diagonal_values(elements)
             row = jnp.arange(self.max_size)
             values = jnp.where(row[:, None] == row, exact[:, None], values)
             return jnp.sum(jnp.where(present[:, None] & present, values, 0.0))
@@ -154,10 +152,10 @@ class SlotSum(_AbstractSetKernel):
     def diagonal_values(self, features):
         def add(total, slot):
             elements, present = slot
-            return total + jnp.where(present, self._base_diagonal(elements), 0.0), None
+            return total + jnp.where(present, self._elements.diagonal_values(elements), 0.0), None
 
         slots = _by_slot(features)
-        shape = jax.eval_shape(self._base_diagonal, jax.tree.map(lambda leaf: leaf[0], slots[0]))
+        shape = jax.eval_shape(self._elements.diagonal_values, jax.tree.map(lambda leaf: leaf[0], slots[0]))
         return jax.lax.scan(jax.checkpoint(add), jnp.zeros(shape.shape, shape.dtype), slots)[0]
 
 
