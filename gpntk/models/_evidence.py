@@ -1,11 +1,13 @@
 """Hyperparameters of networks by their evidence."""
 
+import numpy as np
 import numpyro
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution
 
 from gpntk import _checks
-from gpntk.finite_width._posterior import finite_width_posterior
+from gpntk.finite_width._posterior import checked_targets, condition, finite_width_posterior
+from gpntk.kernels import nngp_and_ntk
 from gpntk.networks import MLP
 
 
@@ -24,8 +26,9 @@ def evidence_regression(
     """NumPyro model of the hyperparameters of a Bayesian network, its outputs and its kernel integrated out.
 
     The likelihood is the evidence of `gpntk.finite_width_posterior`, right to order 1/n and with exact gradients
-    of what is computed; `width=np.inf` is the evidence of the Gaussian process. Values of the hyperparameters at
-    which the expansion has no meaning, 1 + c/n <= 0, have no probability.
+    of what is computed, within `jax.enable_x64(True)`; `width=np.inf` is the evidence of the Gaussian process, in
+    the precision that is on. Values of the hyperparameters at which the expansion has no meaning, 1 + c/n <= 0, have
+    no probability.
 
     Sites: `weight_variance`, `bias_variance`, `noise_variance` where they have a prior; the factor `evidence`.
 
@@ -51,9 +54,17 @@ def evidence_regression(
         if prior is not None:
             _checks.instance(name, prior, Distribution, "a NumPyro distribution or None")
     changes = {name: numpyro.sample(name, prior) for name, prior in priors.items() if prior is not None}
-    if isinstance(noise_variance, Distribution):
+    if not isinstance(noise_variance, Distribution):
+        noise_variance = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    else:
         noise_variance = numpyro.sample("noise_variance", noise_variance)
-    posterior = finite_width_posterior(
-        net.replace(**changes), X, y, width=width, noise_variance=noise_variance, n_points=n_points, seed=seed
-    )
-    numpyro.factor("evidence", posterior.log_marginal_likelihood)
+    net = net.replace(**changes)
+    if _checks.real_number("width", width, minimum=1.0, infinite=True) == np.inf:
+        x = _checks.inputs("X", X, net.n_features)
+        kernel, _ = nngp_and_ntk(net, x)
+        evidence = condition(kernel, checked_targets(y, len(x)), noise_variance).log_evidence
+    else:
+        evidence = finite_width_posterior(
+            net, X, y, width=width, noise_variance=noise_variance, n_points=n_points, seed=seed
+        ).log_marginal_likelihood
+    numpyro.factor("evidence", evidence)

@@ -290,6 +290,12 @@ def test_hyperparameters_by_their_evidence(x64):
     closed = gpntk.finite_width_posterior(net, X, Y, width=64, noise_variance=0.1, n_points=64)
     factor = sites["evidence"]["fn"].log_prob(sites["evidence"]["value"])
     assert float(factor) == pytest.approx(closed.log_marginal_likelihood, abs=1e-9)
+    sites = trace(substitute(seed(models.evidence_regression, 0), values)).get_trace(
+        X, Y, **{**options, "width": np.inf}
+    )
+    limit = gpntk.finite_width_posterior(net, X, Y, width=np.inf, noise_variance=0.1, n_points=16)
+    factor = sites["evidence"]["fn"].log_prob(sites["evidence"]["value"])
+    assert float(factor) == pytest.approx(limit.log_marginal_likelihood, abs=1e-10)
 
 
 def test_refuses_and_warns():
