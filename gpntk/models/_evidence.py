@@ -26,8 +26,8 @@ def evidence_regression(
     """NumPyro model of the hyperparameters of a Bayesian network, its outputs and its kernel integrated out.
 
     The likelihood is the evidence of `gpntk.finite_width_posterior`, right to order 1/n and with exact gradients
-    of what is computed, within `jax.enable_x64(True)`; `width=np.inf` is the evidence of the Gaussian process, in
-    the precision that is on. Values of the hyperparameters at which the expansion has no meaning, 1 + c/n <= 0, have
+    of what is computed, within `jax.enable_x64(True)`; `width=np.inf` is that of the Gaussian process, in the
+    precision that is on. Values of the hyperparameters at which the expansion has no meaning, 1 + c/n <= 0, have
     no probability.
 
     Sites: `weight_variance`, `bias_variance`, `noise_variance` where they have a prior; the factor `evidence`.
