@@ -62,6 +62,15 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) 
     return value
 
 
+def key(name: str, value: Any) -> Any:
+    """`value`, which must be one JAX random key, of the new style or of the old."""
+    is_new = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    is_old = getattr(value, "dtype", None) == np.uint32 and getattr(value, "ndim", 0) == 1
+    if not is_old and not (is_new and value.ndim == 0):
+        raise TypeError(f"`{name}` must be a JAX random key such as jax.random.key(0), got {value!r}.")
+    return value
+
+
 def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N D"]:
     """`x` as a floating point matrix of inputs, one row an input, in scikit-learn's wording.
 
@@ -75,9 +84,10 @@ def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N 
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise ValueError(f"Input {name} must be an array of real numbers, got dtype {x.dtype}.")
     if x.ndim != 2:
+        remedy = "flatten images with `x.reshape(len(x), -1)`" if x.ndim > 2 else "reshape one sample with `x[None, :]`"
         raise ValueError(
             f"Expected 2D array, got {x.ndim}D array instead for {name}: shape {x.shape}. "
-            "Inputs are (n_samples, n_features); reshape one sample with `x[None, :]`."
+            f"Inputs are (n_samples, n_features); {remedy}."
         )
     for size, kind in zip(x.shape, ("sample(s)", "feature(s)"), strict=True):
         if size == 0:

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from gpjax.parameters import NonNegativeReal, Real
 
@@ -24,7 +25,7 @@ def raises(error, *parts):
 
 INPUTS = {
     "one-dimensional": (X[0], "Expected 2D array, got 1D array instead", "(2,)"),
-    "three-dimensional": (X[None], "Expected 2D array, got 3D array instead", "(1, 3, 2)"),
+    "three-dimensional": (X[None], "Expected 2D array, got 3D array instead", "(1, 3, 2)", "flatten images"),
     "a number": (1.0, "Expected 2D array, got 0D array instead"),
     "no rows": (X[:0], "Found array with 0 sample(s) (shape=(0, 2))", "a minimum of 1 is required"),
     "no columns": (X[:, :0], "Found array with 0 feature(s) (shape=(3, 0))", "a minimum of 1 is required"),
@@ -121,7 +122,7 @@ ARCHITECTURES = {
     "depth boolean": ({"depth": True}, TypeError, "`depth` must be an integer >= 1", "True"),
     "activation by name": ({"activation": "relu"}, TypeError, "`activation` must be an activation", "'relu'"),
     "activation class": ({"activation": gpntk.ReLU}, TypeError, "`activation`", "Did you mean ReLU()?"),
-    "activation function": ({"activation": jnp.tanh}, TypeError, "`activation` must be an activation"),
+    "activation function": ({"activation": jnp.tanh}, TypeError, "`activation`", "gpntk.Elementwise(function)"),
     "readout_bias": ({"readout_bias": "no"}, TypeError, "`readout_bias` must be True or False", "'no'"),
     "width_ratios too few": ({"width_ratios": (1.0,)}, ValueError, "`width_ratios` must be 2 positive", "(1.0,)"),
     "width_ratios last": ({"width_ratios": (1, 2)}, ValueError, "`width_ratios`", "the last one 1", "(1.0, 2.0)"),
@@ -162,6 +163,23 @@ def test_finite_networks():
         NET.init(KEY, 0)
     with raises(ValueError, "`n_outputs` must be an integer >= 1", "-1"):
         NET.init(KEY, 2, n_outputs=-1)
+
+
+KEYED = {
+    "init": lambda key: NET.init(key, 2, width=4),
+    "sample_kernels": lambda key: gpntk.sample_kernels(NET, X, 4, 2, key),
+    "train_ensemble": lambda key: gpntk.train_ensemble(NET, X, X[:, 0], key, 1, optax.sgd(0.1), 1, width=4),
+    "random_rotations": lambda key: gpntk.groups.random_rotations(key, 3),
+}
+
+
+@pytest.mark.parametrize("call", KEYED.values(), ids=KEYED)
+def test_random_keys(call):
+    for wrong in (0, np.float32(1), np.zeros(2, int), jax.random.split(KEY)):
+        with raises(TypeError, "`key` must be a JAX random key such as jax.random.key(0)", repr(wrong)):
+            call(wrong)
+    old_style, new_style = jax.tree.leaves(call(jax.random.PRNGKey(0))), jax.tree.leaves(call(KEY))
+    assert all(np.array_equal(a, b) for a, b in zip(old_style, new_style, strict=True))
 
 
 @pytest.mark.parametrize("build", [gpntk.NNGP, gpntk.NTK, lambda net: gpntk.nngp_and_ntk(net, X)])

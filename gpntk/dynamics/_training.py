@@ -277,8 +277,7 @@ class AbstractKernelTraining(abc.ABC):
 
     def _test_inputs(self, X_test):
         X_test = _checks.inputs("X_test", X_test)
-        if X_test.shape[1] != self.X.shape[1]:
-            raise ValueError(f"X_test has {X_test.shape[1]} features, but X has {self.X.shape[1]}.")
+        _checks.equal_columns(X=self.X, X_test=X_test)
         return X_test.astype(self.X.dtype)
 
     def _cast(self, values):
@@ -684,9 +683,10 @@ def _whole(steps: Any) -> Any:
 
 
 def _are_of_one_network(nngp, ntk) -> bool:
-    plain = all(
-        kernel.variance is None and kernel.active_dims == slice(None)
-        for kernel in (nngp, ntk)
-        if isinstance(kernel, NNGP | NTK)
+    """Whether the two are what `nngp_and_ntk` computes: one network's, of infinite width, of all columns, unscaled."""
+    return (
+        isinstance(nngp, NNGP)
+        and isinstance(ntk, NTK)
+        and nngp.net is ntk.net
+        and all(k.width is None and k.variance is None and k.active_dims == slice(None) for k in (nngp, ntk))
     )
-    return isinstance(nngp, NNGP) and isinstance(ntk, NTK) and plain and nngp.net is ntk.net

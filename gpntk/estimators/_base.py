@@ -94,16 +94,22 @@ class AbstractNTKEstimator(AbstractNetworkEstimator):
         check_is_fitted(self)
         return validate_data(self, X, dtype=self.dtype, reset=False)
 
-    def _mean(self, X, time):
+    def _single(self, time) -> float:
+        """The one time of a prediction, the estimator's own for `None`."""
+        if time is None:
+            return self.time
+        return _checks.real_number("time", time, minimum=0.0, infinite=True)
+
+    def _mean(self, X, times):
         with jax.enable_x64(True):
-            return np.asarray(self._flow.mean(X, self.time if time is None else time))
+            return np.asarray(self._flow.mean(X, times))
 
     def _spread(self, X, time, *, diagonal):
         if self.prior_ is None:
             raise ValueError("The spread needs a prior: give `prior` a GPJax kernel where `network` is a kernel.")
         with jax.enable_x64(True):
             spread = self._flow.variance if diagonal else self._flow.covariance
-            return np.asarray(spread(X, self.time if time is None else time))
+            return np.asarray(spread(X, time))
 
 
 def default_network() -> MLP:

@@ -111,12 +111,12 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
 
         `time` is a training time in the place of the estimator's; it needs no new fit.
         """
-        largest = self._mean(self._test_inputs(X), time).argmax(axis=1)
+        largest = self._mean(self._test_inputs(X), self._single(time)).argmax(axis=1)
         return self.classes_[largest]
 
     def decision_function(self, X: Any, time: float | None = None) -> np.ndarray:
         """Mean outputs, (n_samples, n_classes); for two classes their difference, (n_samples,)."""
-        return _decision(self._mean(self._test_inputs(X), time))
+        return _decision(self._mean(self._test_inputs(X), self._single(time)))
 
     def predict_path(self, X: Any, times: Any) -> np.ndarray:
         """Decision functions at a vector of times, with that leading axis, at the cost of about one of them."""
@@ -128,7 +128,7 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
         Raises:
             ValueError: for the squared loss without a prior.
         """
-        X = self._test_inputs(X)
+        X, time = self._test_inputs(X), self._single(time)
         outputs = self._mean(X, time)
         if self.loss == "cross_entropy":
             return scipy.special.softmax(outputs, axis=1)

@@ -116,8 +116,8 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         """
         if return_std and return_cov:
             raise RuntimeError("At most one of return_std or return_cov can be requested.")
-        X = self._test_inputs(X)
-        mean = self._rescaled(self._mean(X, self._single(time)))
+        X, time = self._test_inputs(X), self._single(time)
+        mean = self._rescaled(self._mean(X, time))
         if return_std:
             std = np.sqrt(self._spread(X, time, diagonal=True))
             return mean, np.multiply.outer(std, self._y_scale).astype(mean.dtype)
@@ -148,9 +148,6 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
             rng.multivariate_normal(means[:, i], covariances[:, :, i], n_samples).T for i in range(means.shape[1])
         ]
         return draws[0] if mean.ndim == 1 else np.stack(draws, axis=1)
-
-    def _single(self, time):
-        return None if time is None else _checks.real_number("time", time, minimum=0.0, infinite=True)
 
     def _rescaled(self, mean):
         return (mean * self._y_scale + self._y_mean).astype(mean.dtype)

@@ -235,7 +235,12 @@ def random_rotations(key: PRNGKeyArray, n: int) -> Float[Array, "n 3"]:
     Args:
         key: JAX random key.
         n: number of rotations.
+
+    Raises:
+        ValueError: if `n` is below 1.
+        TypeError: if `key` is not a random key, or `n` not an integer.
     """
+    _checks.key("key", key)
     n = _checks.integer("n", n, minimum=1)
     alpha, height, gamma = jax.random.uniform(key, (3, n))
     return jnp.stack([2 * jnp.pi * alpha, jnp.arccos(2 * height - 1), 2 * jnp.pi * gamma], -1)

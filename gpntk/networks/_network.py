@@ -80,7 +80,10 @@ class AbstractNetwork(eqx.Module):
     ):
         self.depth = _checks.integer("depth", depth, minimum=1)
         self.activation = _checks.instance(
-            "activation", activation, AbstractActivation, "an activation such as gpntk.ReLU()"
+            "activation",
+            activation,
+            AbstractActivation,
+            "an activation such as gpntk.ReLU(), or gpntk.Elementwise(function)",
         )
         self.weight_variance = variance_parameter("weight_variance", weight_variance, may_vanish=False)
         self.bias_variance = variance_parameter("bias_variance", bias_variance, may_vanish=True)
@@ -203,7 +206,12 @@ class AbstractNetwork(eqx.Module):
             input_dim: number of columns of the inputs; needed only where the architecture does not fix it.
             width: width (number of channels) of the last hidden layer.
             n_outputs: number of outputs.
+
+        Raises:
+            ValueError: for numbers below 1, and for an `input_dim` that is missing or does not fit the architecture.
+            TypeError: if `key` is not a random key, or a number not an integer.
         """
+        _checks.key("key", key)
         input_dim = self._input_dim(input_dim)
         width = _checks.integer("width", width, minimum=1)
         n_outputs = _checks.integer("n_outputs", n_outputs, minimum=1)
@@ -216,7 +224,15 @@ class AbstractNetwork(eqx.Module):
         return parameters
 
     def apply(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n_outputs"]:
-        """Outputs of the finite network with the given parameters."""
+        """Outputs of the finite network with the given parameters.
+
+        Args:
+            params: parameters from `init`.
+            x: inputs, one per row; images and signals flattened.
+
+        Raises:
+            ValueError: if `x` is not a finite 2-D array that fits the architecture, or `params` are not its own.
+        """
         hidden = self.hidden(params, x)
         return self.readout_layer.apply(params[-1], hidden)
 

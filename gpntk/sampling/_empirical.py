@@ -94,8 +94,8 @@ def checked(net, params, x1, x2):
     check_parameters(net, params)
     x1 = _checks.inputs("x1", x1, net.n_features)
     x2 = None if x2 is None else _checks.inputs("x2", x2, net.n_features)
-    if x2 is not None and x1.shape[1] != x2.shape[1]:
-        raise ValueError(f"x2 has {x2.shape[1]} features, but x1 has {x1.shape[1]}.")
+    if x2 is not None:
+        _checks.equal_columns(x1=x1, x2=x2)
     return in_one_precision((params, x1, x2))
 
 

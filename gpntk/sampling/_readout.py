@@ -89,11 +89,13 @@ def sample_kernels(
     Raises:
         ValueError: if `X` is not a finite 2-D array that fits the architecture, `width` < 1, or
             `n_samples` < 2.
+        TypeError: if `key` is not a random key.
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     X = _checks.inputs("X", X, net.n_features)
     width = _checks.integer("width", width, minimum=1)
     n_samples = _checks.integer("n_samples", n_samples, minimum=2)
+    _checks.key("key", key)
     at_once = affordable(working_set(_sample, net, X, width, key, 0), n_samples)
     at_once = math.ceil(n_samples / math.ceil(n_samples / at_once))  # batches of equal size
 

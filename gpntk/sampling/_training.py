@@ -123,7 +123,7 @@ def train_ensemble(
 
     Raises:
         ValueError: as `train`, and for `members`, `width` or `batch_size` below 1.
-        TypeError: if `optimizer` is not an optax optimiser.
+        TypeError: if `optimizer` is not an optax optimiser, or `key` not a random key.
 
     Warns:
         RuntimeWarning: if any member diverged.
@@ -131,6 +131,7 @@ def train_ensemble(
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     X, y = _checked_data(net, X, y, loss)
     steps, alpha = _checked_settings(optimizer, steps, reduction, alpha)
+    _checks.key("key", key)
     members = _checks.integer("members", members, minimum=1)
     width = _checks.integer("width", width, minimum=1)
     if batch_size is not None:

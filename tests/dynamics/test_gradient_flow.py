@@ -179,6 +179,26 @@ def test_equal_kernels_given_as_two_objects():
         close(a, b, 1e-13)
 
 
+@pytest.mark.parametrize(
+    ("of_ntk", "of_nngp"),
+    [
+        ({"width": 50}, {}),
+        ({}, {"width": 50}),
+        ({"width": 50}, {"width": 50}),
+        ({"variance": 2.0}, {}),
+        ({}, {"active_dims": [0, 2]}),
+    ],
+)
+def test_kernels_of_one_network_that_nngp_and_ntk_does_not_give(of_ntk, of_nngp):
+    ntk, nngp = NTK(NET, **of_ntk), NNGP(NET, **of_nngp)
+    # Products with 1 are evaluated one by one, from what each kernel says of itself.
+    close(
+        GradientFlow(ntk, nngp, X, Y, alpha=0.1).covariance(X_TEST, np.inf),
+        GradientFlow(1.0 * ntk, 1.0 * nngp, X, Y, alpha=0.1).covariance(X_TEST, np.inf),
+        1e-12,
+    )
+
+
 # Weights
 
 

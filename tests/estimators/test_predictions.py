@@ -220,5 +220,9 @@ def test_other_misuse_is_explained():
         NTKRegressor().fit(X, Y).predict(X, return_std=True, return_cov=True)
     with pytest.raises(ValueError, match="`time` must be"):
         NTKRegressor().fit(X, Y).predict(X, time=-1.0)
+    classifier = NTKClassifier(NET).fit(X, LABELS)
+    for predict in (NTKRegressor(NET).fit(X, Y).predict, classifier.predict, classifier.predict_proba):
+        with pytest.raises(TypeError, match=r"`time` must be a real number >= 0, got \[0.5, 1.0\]"):
+            predict(X_TEST, time=[0.5, 1.0])
     with pytest.raises(ValueError, match="not positive definite"):
         NTKRegressor(alpha=0.0).fit(np.repeat(X, 2, axis=0), np.repeat(Y, 2, axis=0))
