@@ -36,7 +36,7 @@ typecheck: $(VENV)/installed-dev ## check the types
 docs: $(VENV)/installed-docs ## build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(VENV)/installed-bench ## run the benchmarks
+bench: $(VENV)/installed-bench ## time kernels of MLPs beside neural-tangents; benchmarks/ has more
 	$(BIN)/python benchmarks/mlp_kernels.py
 
 clean: ## remove the environments and everything that was built

@@ -6,11 +6,11 @@ one per line from standard output. Arrays travel as .npy files, whose paths are 
 Requests (`op`), every one answered by `{"ok": true, ...}` or `{"ok": false, "error": ...}`:
 
     hello                                           -> "versions"
-    time     net, x, [x2], [batch], [repeat]        -> "seconds" (list), "peak_rss",
-                                                       "compiled" (was this the first call for the network?)
+    time     net, x, [batch], [repeat]              -> "seconds" (list)
     memory   net, x, [batch]                        -> "extra_peak_bytes" (ask a fresh worker)
-    kernels  net, x, [x2], [batch], nngp, ntk       -> the two kernels saved at the paths `nngp` and `ntk`
-    describe net                                    -> "constructor", the stax expression
+    kernels  net, x, nngp, ntk                      -> the two Gram matrices saved at the paths `nngp` and `ntk`
+    predict  net, x, y, x_test, time, alpha, covariance, mean, spread
+                                                    -> "seconds"; both moments saved at the paths `mean`, `spread`
     quit
 
 A network is described as plain data:
@@ -111,12 +111,6 @@ def layer_calls(net: Net) -> list[tuple[str, dict[str, Any]]]:
     return [("Conv", conv_arguments), act] * depth + [(READOUTS[net.get("readout", "pool")], {}), dense]
 
 
-def describe(net: Net) -> str:
-    """The stax expression that `build` evaluates, for people."""
-    calls = [f"{name}({', '.join(f'{k}={v!r}' for k, v in kw.items())})" for name, kw in layer_calls(net)]
-    return f"stax.serial({', '.join(calls)})"
-
-
 def build(net: Net) -> Callable[..., Any]:
     """The peer's `kernel_fn` of a network."""
     import jax.numpy as jnp
@@ -153,7 +147,6 @@ class Worker:
     def __init__(self) -> None:
         self._inputs: dict[tuple[str, Any], Any] = {}
         self._kernels: dict[str, Callable[..., Any]] = {}
-        self._called: set[str] = set()
 
     def handle(self, request: Request) -> dict[str, Any]:
         """Answer one request."""
@@ -165,29 +158,20 @@ class Worker:
         names = ("neural-tangents", "jax", "jaxlib", "numpy")
         return {"versions": {"python": sys.version.split()[0], **{name: version(name) for name in names}}}
 
-    def op_describe(self, request: Request) -> dict[str, Any]:
-        return {"constructor": describe(request["net"])}
-
     def op_time(self, request: Request) -> dict[str, Any]:
-        call, key = self._call(request)
-        first = key not in self._called
-        self._called.add(key)
-        times = [measure.seconds(call) for _ in range(request.get("repeat", 1))]
-        return {"seconds": times, "compiled": first, "peak_rss": measure.peak_resident_bytes()}
+        call = self._call(request)
+        return {"seconds": [measure.seconds(call) for _ in range(request.get("repeat", 1))]}
 
     def op_memory(self, request: Request) -> dict[str, Any]:
-        call, _ = self._call(request)
-        before = measure.resident_bytes()
-        return {"extra_peak_bytes": measure.extra_peak_bytes(call), "resident_before": before}
+        return {"extra_peak_bytes": measure.extra_peak_bytes(self._call(request))}
 
     def op_kernels(self, request: Request) -> dict[str, Any]:
         import numpy as np
 
-        call, _ = self._call(request)
-        nngp, ntk = call()
+        nngp, ntk = self._call(request)()
         np.save(request["nngp"], np.asarray(nngp))
         np.save(request["ntk"], np.asarray(ntk))
-        return {"dtype": str(nngp.dtype), "shape": list(nngp.shape)}
+        return {}
 
     def op_predict(self, request: Request) -> dict[str, Any]:
         """Fit and predict an ensemble trained to a time, as users of the peer do it: seconds, mean, covariance.
@@ -223,8 +207,8 @@ class Worker:
             np.save(request["spread"], np.asarray(spread))
         return {"seconds": seconds}
 
-    def _call(self, request: Request) -> tuple[Callable[[], Any], str]:
-        """A call that computes both kernels and waits for them, and the key it is known by."""
+    def _call(self, request: Request) -> Callable[[], Any]:
+        """A call that computes both Gram matrices and waits for them."""
         import jax
 
         net, batch = request["net"], request.get("batch", 0)
@@ -232,11 +216,8 @@ class Worker:
         if key not in self._kernels:
             self._kernels[key] = _compiled(net, batch)
         kernel = self._kernels[key]
-        x1 = self._input(request["x"], net)
-        x2 = self._input(request["x2"], net) if request.get("x2") else None
-        return lambda: jax.block_until_ready(
-            kernel(x1, x2)
-        ), f"{key} {x1.shape} {None if x2 is None else x2.shape}"
+        x = self._input(request["x"], net)
+        return lambda: jax.block_until_ready(kernel(x, None))
 
     def _input(self, path: str, net: Net) -> Any:
         """The array at `path` on the device, as images where the network is convolutional."""

@@ -219,12 +219,10 @@ class NeuralTangents:
         """Peak memory as `measure.MEMORY_DEFINITION` has it. Ask a worker that has done nothing else."""
         return self.request("memory", net=net, x=data, batch=batch)["extra_peak_bytes"]
 
-    def kernels(
-        self, net: Net, data: str, data2: str | None = None, batch: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def kernels(self, net: Net, data: str) -> tuple[np.ndarray, np.ndarray]:
         """The NNGP and NTK matrices."""
         nngp, ntk = self._new_path(), self._new_path()
-        self.request("kernels", net=net, x=data, x2=data2, batch=batch, nngp=nngp, ntk=ntk)
+        self.request("kernels", net=net, x=data, nngp=nngp, ntk=ntk)
         matrices = np.load(nngp), np.load(ntk)
         for path in (nngp, ntk):
             os.remove(path)
@@ -241,10 +239,6 @@ class NeuralTangents:
         arguments = {"x": x, "y": y, "x_test": x_test, "time": time, "alpha": alpha, "covariance": covariance}
         seconds = self.request("predict", net=net, **arguments, mean=mean, spread=spread)["seconds"]
         return seconds, np.load(mean), np.load(spread) if covariance else None
-
-    def describe(self, net: Net) -> str:
-        """The stax expression that stands for a description."""
-        return self.request("describe", net=net)["constructor"]
 
     def _new_path(self) -> str:
         self._files += 1

@@ -8,14 +8,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpntk import datasets as datasets, groups as groups, models as models, plotting as plotting
     from gpntk.activations import *  # noqa: F403
-    from gpntk.datasets import *  # noqa: F403
     from gpntk.dynamics import *  # noqa: F403
     from gpntk.estimators import *  # noqa: F403
     from gpntk.finite_width import *  # noqa: F403
-    from gpntk.groups import *  # noqa: F403
     from gpntk.kernels import *  # noqa: F403
-    from gpntk.models import *  # noqa: F403
     from gpntk.networks import *  # noqa: F403
     from gpntk.sampling import *  # noqa: F403
 

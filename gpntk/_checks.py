@@ -84,7 +84,9 @@ def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N 
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise ValueError(f"Input {name} must be an array of real numbers, got dtype {x.dtype}.")
     if x.ndim != 2:
-        remedy = "flatten images with `x.reshape(len(x), -1)`" if x.ndim > 2 else "reshape one sample with `x[None, :]`"
+        remedy = "reshape one sample with `x[None, :]`"
+        if x.ndim > 2:
+            remedy = "flatten images with `x.reshape(len(x), -1)`"
         raise ValueError(
             f"Expected 2D array, got {x.ndim}D array instead for {name}: shape {x.shape}. "
             f"Inputs are (n_samples, n_features); {remedy}."

@@ -124,6 +124,7 @@ ARCHITECTURES = {
     "activation class": ({"activation": gpntk.ReLU}, TypeError, "`activation`", "Did you mean ReLU()?"),
     "activation function": ({"activation": jnp.tanh}, TypeError, "`activation`", "gpntk.Elementwise(function)"),
     "readout_bias": ({"readout_bias": "no"}, TypeError, "`readout_bias` must be True or False", "'no'"),
+    "width_ratios number": ({"width_ratios": 1.0}, TypeError, "`width_ratios` must be a sequence of 2", "1.0"),
     "width_ratios too few": ({"width_ratios": (1.0,)}, ValueError, "`width_ratios` must be 2 positive", "(1.0,)"),
     "width_ratios last": ({"width_ratios": (1, 2)}, ValueError, "`width_ratios`", "the last one 1", "(1.0, 2.0)"),
     "width_ratios zero": ({"width_ratios": (0, 1)}, ValueError, "`width_ratios`", "> 0", "0"),
@@ -215,36 +216,3 @@ def test_sums_and_products_with_what_is_no_kernel():
         gpntk.Sum(KERNEL, "a")
     with raises(ValueError, "Product needs at least one kernel"):
         gpntk.Product()
-
-
-ACTIVATIONS = {
-    "negative_slope": (lambda: gpntk.LeakyReLU("a"), TypeError, "`negative_slope`", "real number", "'a'"),
-    "infinite slope": (lambda: gpntk.ABReLU(np.inf, 1.0), ValueError, "`a`", "finite real number", "inf"),
-    "erf": (lambda: gpntk.Erf(b=np.nan), ValueError, "`b`", "finite real number", "nan"),
-    "gamma": (lambda: gpntk.Rbf(gamma=0.0), ValueError, "`gamma`", "> 0", "0"),
-    "monomial": (lambda: gpntk.Monomial(-1), ValueError, "an integer >= 0", "-1"),
-    "hermite": (lambda: gpntk.Hermite(1.5), TypeError, "an integer >= 0", "1.5"),
-    "no function": (lambda: gpntk.Elementwise(3), TypeError, "`fn` must be a function", "3"),
-    "no elementwise function": (lambda: gpntk.Elementwise(jnp.sum), ValueError, "`fn`", "same shape"),
-}
-
-
-@pytest.mark.parametrize("case", ACTIVATIONS)
-def test_activations(case):
-    build, error, *message = ACTIVATIONS[case]
-    with raises(error, *message):
-        build()
-
-
-@pytest.mark.parametrize(
-    ("activation", "scale"),
-    [(gpntk.Exp(), 20.0), (gpntk.Gaussian(b=0.2), 2.0), (gpntk.Elementwise(lambda x: jnp.exp(x**2)), 1.0)],
-)
-def test_diverging_moments(activation, scale):
-    x = np.array([[0.1, 0.1], [scale, scale]])
-    with raises(ValueError, "Gaussian moments of", "not finite for 1 of 2 inputs, the first at row 1"):
-        gpntk.nngp_and_ntk(gpntk.MLP(1, activation), x)
-    with raises(ValueError, "Gaussian moments of", "lower `weight_variance`"):
-        gpntk.NTK(gpntk.MLP(1, activation)).gram(x)
-    with raises(ValueError, "Gaussian moments of", "1 of 1 inputs"):
-        gpntk.NTK(gpntk.MLP(1, activation))(x[0], x[1])

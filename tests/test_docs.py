@@ -1,4 +1,4 @@
-"""The code in the README and in the documentation runs, in order, as a reader would type it."""
+"""The code of README and documentation runs as a reader would type it, and the reference is complete."""
 
 import re
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import gpntk
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,3 +20,15 @@ def test_code_runs(page):
         [sys.executable, "-c", "\n".join(CODE[page])], capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_reference_has_every_public_name_once():
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    # A package alone would show its docstring and none of its names, which come from private modules.
+    public = [
+        f"gpntk.{package}.{name}"
+        for package in gpntk._PUBLIC
+        for name in vars(getattr(gpntk, package))
+        if not name.startswith("_")
+    ]
+    assert sorted(listed) == sorted(public)

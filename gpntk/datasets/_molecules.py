@@ -37,9 +37,8 @@ def load_molecules(path: str | Path, target: str | int | None = None) -> Molecul
 
     Args:
         path: an `.npz` file with arrays `Z` (N, atoms), padded with zeros, and `R` (N, atoms, 3), as that of QM7
-            in
-            common use; an `.xyz` file, of one molecule after the other; or a folder of `.xyz` files, as QM9 comes,
-            read in the order of their names.
+            in common use; an `.xyz` file, of one molecule after the other; or a folder of `.xyz` files, as QM9
+            comes, read in the order of their names.
         target: what to predict: the name of an array of an `.npz` file; for `.xyz`, the number of a
             whitespace-separated field of the comment line, from 0 (in files of QM9, 12 is the internal energy U0
             in hartree). `None` means no targets.
@@ -196,8 +195,7 @@ def atom_environments(
 
     Raises:
         ValueError: if shapes do not fit, an element occurs that is not among `elements`, two atoms of a molecule
-            have
-            the same position, or `beta` is not positive.
+            have the same position, or `beta` is not positive.
     """
     numbers, positions = _checked(numbers, positions)
     present = sorted(set(numbers[numbers > 0].tolist()))

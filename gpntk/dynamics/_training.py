@@ -683,7 +683,7 @@ def _whole(steps: Any) -> Any:
 
 
 def _are_of_one_network(nngp, ntk) -> bool:
-    """Whether the two are what `nngp_and_ntk` computes: one network's, of infinite width, of all columns, unscaled."""
+    """Whether `nngp_and_ntk` computes the two: of one network, of infinite width, unscaled, on all columns."""
     return (
         isinstance(nngp, NNGP)
         and isinstance(ntk, NTK)

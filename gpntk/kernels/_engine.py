@@ -411,20 +411,20 @@ class BlockedComputation(AbstractKernelComputation):
     def _cross_covariance(self, kernel, x, y):
         x, y = _checks.inputs("x", x), _checks.inputs("y", y)
         _checks.equal_columns(x=x, y=y)
-        features1, features2 = _features(kernel, x), _features(kernel, y)
+        features1, features2 = checked_features(kernel, x), checked_features(kernel, y)
         if self.progress and not _checks.is_traced(kernel, features1, features2):
             return finite(cross_in_steps(kernel.pair, features1, features2, self._block_size(kernel)))
         return finite(_cross(kernel, features1, features2, self._grouping(kernel)))
 
     def _gram(self, kernel, x):
-        features = _features(kernel, _checks.inputs("x", x))
+        features = checked_features(kernel, _checks.inputs("x", x))
         if self.progress and not _checks.is_traced(kernel, features):
             steps = gram_in_steps(kernel.pair, kernel.diagonal_values, features, self._block_size(kernel))
             return finite_gram(steps)
         return finite_gram(_gram(kernel, features, self._grouping(kernel)))
 
     def _diagonal(self, kernel, inputs):
-        features = _features(kernel, _checks.inputs("x", inputs))
+        features = checked_features(kernel, _checks.inputs("x", inputs))
         values = finite(_diagonal(kernel, features, self._grouping(kernel)))
         return lx.TaggedLinearOperator(lx.DiagonalLinearOperator(values), lx.positive_semidefinite_tag)
 
@@ -466,15 +466,17 @@ def _all_finite(values):
     return jnp.isfinite(values).all()
 
 
-def _features(kernel, x):
-    features = _compiled_features(kernel, x)
+def checked_features(kernel: Any, x: Float[Array, "N D"]) -> Any:
+    """The features of a kernel, refused where it cannot use them."""
+    features = compiled_features(kernel, x)
     kernel.check_features(features)
     return features
 
 
 @eqx.filter_jit
-def _compiled_features(kernel, x):
-    return kernel.features(x)
+def compiled_features(owner: Any, x: Float[Array, "N D"]) -> Any:
+    """The features that a kernel, or a network, has of the inputs."""
+    return owner.features(x)
 
 
 @eqx.filter_jit

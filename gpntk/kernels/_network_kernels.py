@@ -22,6 +22,7 @@ from gpntk.finite_width._pairs import (
 from gpntk.kernels._base import AbstractFeatureKernel
 from gpntk.kernels._engine import (
     BlockedComputation,
+    compiled_features,
     cross_blocks,
     cross_in_steps,
     default_block_size,
@@ -175,7 +176,7 @@ def nngp_and_ntk(
     x1 = _checks.inputs("x1", x1, net.n_features)
     sites = net.domain.sites_per_pair
     block_size, grouping = default_block_size(sites), default_grouping(sites)
-    features1 = _features(net, x1)
+    features1 = compiled_features(net, x1)
     net.check_moments(features1)
     if x2 is None:
         if progress and not _checks.is_traced(net, features1):
@@ -183,16 +184,11 @@ def nngp_and_ntk(
         return finite_gram(tuple(_gram(net, features1, grouping)))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
-    features2 = _features(net, x2)
+    features2 = compiled_features(net, x2)
     net.check_moments(features2)
     if progress and not _checks.is_traced(net, features1, features2):
         return finite(tuple(cross_in_steps(net.kernels, features1, features2, block_size)))
     return finite(tuple(_cross(net, features1, features2, grouping)))
-
-
-@eqx.filter_jit
-def _features(net, x):
-    return net.features(x)
 
 
 @eqx.filter_jit

@@ -12,6 +12,7 @@ from gpntk import _checks
 from gpntk.kernels._base import AbstractFeatureKernel, Sum
 from gpntk.kernels._engine import (
     BlockedComputation,
+    checked_features,
     cross_product_blocks,
     default_block_size,
     diagonal_blocks,
@@ -53,7 +54,7 @@ class GramOperator(eqx.Module):
         _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
         # A sum of one kernel is that kernel, evaluated by our engine.
         self.kernel = kernel if isinstance(kernel, AbstractFeatureKernel) else Sum(kernel)
-        self.features = self._checked_features("x", x)
+        self.features = checked_features(self.kernel, _checks.inputs("x", x))
         engine = self.kernel.compute_engine
         chosen = engine.block_size if isinstance(engine, BlockedComputation) else None
         self.block_size = chosen or default_block_size(self.kernel.sites_per_pair)
@@ -85,17 +86,7 @@ class GramOperator(eqx.Module):
 
     def cross_product(self, x: Float[Array, "M D"], vectors: Float[Array, "N m"]) -> Float[Array, "M m"]:
         """`k(x, X) @ vectors` for new inputs `x`, without the matrix of M x N kernel values."""
-        return _cross_product(self, self._checked_features("x", x), vectors)
-
-    def _checked_features(self, name, x):
-        features = _features(self.kernel, _checks.inputs(name, x))
-        self.kernel.check_features(features)
-        return features
-
-
-@eqx.filter_jit
-def _features(kernel, x):
-    return kernel.features(x)
+        return _cross_product(self, checked_features(self.kernel, _checks.inputs("x", x)), vectors)
 
 
 @eqx.filter_jit

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk.kernels._engine import compiled_features
 from gpntk.networks import AbstractPoolingNetwork
 
 _MOST_BYTES = 16 * 2**30
@@ -44,7 +45,7 @@ def unpooled_kernels(
     net.check_unpooled()
     _check_size(net, x1, x1 if x2 is None else x2)
     features = [
-        _features(net, _checks.inputs(name, x, net.n_features))
+        compiled_features(net, _checks.inputs(name, x, net.n_features))
         for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2))
     ]
     for part in features:
@@ -65,11 +66,6 @@ def _check_size(net, *inputs) -> None:
             f"Unpooled kernels of shape {kernels[0].shape} need {needed:,} bytes, more than the {_MOST_BYTES:,} "
             "allowed: take fewer inputs at a time, or smaller images."
         )
-
-
-@eqx.filter_jit
-def _features(net, x):
-    return net.features(x)
 
 
 @eqx.filter_jit

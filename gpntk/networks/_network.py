@@ -208,7 +208,7 @@ class AbstractNetwork(eqx.Module):
             n_outputs: number of outputs.
 
         Raises:
-            ValueError: for numbers below 1, and for an `input_dim` that is missing or does not fit the architecture.
+            ValueError: for numbers below 1, and an `input_dim` that is missing or does not fit the architecture.
             TypeError: if `key` is not a random key, or a number not an integer.
         """
         _checks.key("key", key)

@@ -1,11 +1,14 @@
 """Statistics at order 1/n against depth."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpntk import _checks
 from gpntk.finite_width import Cumulants
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # What every tensor of one input is measured by: powers of its kernel and of its NTK.
 _UNITS = {
@@ -21,7 +24,9 @@ _UNITS = {
 }
 
 
-def plot_against_depth(cumulants: Cumulants, name: str = "V", *, index: int = 0, axes: Any = None, **line: Any):
+def plot_against_depth(
+    cumulants: Cumulants, name: str = "V", *, index: int = 0, axes: "Axes | None" = None, **line: Any
+) -> "Axes":
     r"""One statistic of one input at every layer, relative to its kernel and NTK, against the number of layers.
 
     V is shown as $V/K^2$, D and F as $D/(K\Theta)$, A and B as $A/\Theta^2$, K1 and theta1 as $K_1/K$ and

@@ -397,6 +397,7 @@ def test_steep_error_functions_become_signs():
         (lambda: gpntk.Erf(b=np.inf), ValueError, "`b` must be a finite real number"),
         (lambda: gpntk.Sin(c="0"), TypeError, "`c` must be"),
         (lambda: gpntk.Rbf(-1), ValueError, "`gamma` must be a finite real number > 0, got -1"),
+        (lambda: gpntk.Rbf(0.0), ValueError, "`gamma` must be a finite real number > 0, got 0"),
         (lambda: gpntk.Monomial(-1), ValueError, "`k` must be an integer >= 0, got -1"),
         (lambda: gpntk.Monomial(2.0), TypeError, "`k` must be an integer >= 0, got 2.0"),
         (lambda: gpntk.Hermite(True), TypeError, "`k` must be an integer >= 0"),
@@ -405,8 +406,6 @@ def test_steep_error_functions_become_signs():
         (lambda: gpntk.Polynomial(3.0), TypeError, "`coefficients` must be"),
         (lambda: gpntk.Elementwise(3), TypeError, "`fn` must be a function of one array, got 3"),
         (lambda: gpntk.Elementwise(jnp.sum), ValueError, "`fn` must map an array"),
-        (lambda: gpntk.MLP(activation=gpntk.ReLU), TypeError, r"`activation` must be .* Did you mean ReLU\(\)\?"),
-        (lambda: gpntk.MLP(activation="relu"), TypeError, "`activation` must be"),
     ],
 )
 def test_bad_parameters_are_named(build, error, message):

@@ -9,7 +9,7 @@ import pytest
 
 import gpntk
 from gpntk.groups import SO3, random_rotations, rotation_matrices
-from gpntk.groups._harmonics import grid_angles
+from gpntk.groups._harmonics import grid_angles, synthesis
 from gpntk.kernels import is_invariant
 
 VARIANCES = {"weight_variance": 1.3, "bias_variance": 0.2}
@@ -29,8 +29,6 @@ def signals(net, n, seed=0):
 def _sampled(net, a):
     if net.sampling == "coefficients":
         return a
-    from gpntk.groups._harmonics import synthesis
-
     matrix = synthesis(net.bandlimit, net.sampling, net.nside)
     return np.einsum("nck,pk->npc", a.reshape(len(a), net.channels, -1), matrix).reshape(len(a), -1)
 
