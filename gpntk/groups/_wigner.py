@@ -106,6 +106,17 @@ def inverse_wigner(
     return values.reshape(*values.shape[:-3], quadrature_order(quadrature))
 
 
+def values_on_group(
+    coefficients: Float[Array, "... L 2L-1 2L-1"], quadrature: int, inversion: bool
+) -> Float[Array, "... sites"]:
+    """`inverse_wigner`; with `inversion` also for rotations that follow x -> -x, where odd degrees change sign."""
+    values = inverse_wigner(coefficients, quadrature)
+    if not inversion:
+        return values
+    parity = _as((-1.0) ** np.arange(coefficients.shape[-3]), coefficients)[:, None, None]
+    return jnp.concatenate([values, inverse_wigner(parity * coefficients, quadrature)], -1)
+
+
 def forward_wigner(values: Float[Array, "... nodes"], bandlimit: int, quadrature: int):
     r"""The integrals $\int f D^l_{mn}$ by quadrature, the adjoint of `inverse_wigner` with weights.
 

@@ -171,6 +171,7 @@ def nngp_and_ntk(
     Raises:
         ValueError: if inputs are not finite 2-D arrays of matching dimension, if a Gaussian moment of the
             activation diverges, or if kernel values overflow.
+        TypeError: if `net` is not an architecture.
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     x1 = _checks.inputs("x1", x1, net.n_features)

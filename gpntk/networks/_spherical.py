@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from gpntk import _checks
 from gpntk.activations import AbstractActivation, ReLU
 from gpntk.groups import SO3
-from gpntk.groups._wigner import inverse_wigner, padded
+from gpntk.groups._wigner import padded, values_on_group
 from gpntk.networks._domains import AbstractDomain
 from gpntk.networks._layers import Dense, Nonlinearity, Repeat
 from gpntk.networks._pooling_network import AbstractPoolingNetwork
@@ -53,12 +53,7 @@ class SphericalSignals(AbstractDomain):
     def _correlation(self, formula, embedded1, embedded2):
         left, right = (padded(embedded, self.group.bandlimit) for embedded in (embedded1, embedded2))
         products = jnp.einsum(formula, left, right, precision=jax.lax.Precision.HIGHEST)
-        values = inverse_wigner(products, self.group.quadrature_bandlimit)
-        if not self.group.inversion:
-            return values
-        parity = ((-1.0) ** np.arange(self.group.bandlimit)).astype(products.dtype)
-        inverted = inverse_wigner(parity[:, None, None] * products, self.group.quadrature_bandlimit)
-        return jnp.concatenate([values, inverted], -1)
+        return values_on_group(products, self.group.quadrature_bandlimit, self.group.inversion)
 
     def align_left(self, leaf):
         return jnp.expand_dims(leaf, 1)

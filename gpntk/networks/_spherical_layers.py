@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpntk.groups._wigner import forward_wigner, inverse_wigner, padded, quadrature_order, quadrature_weights
+from gpntk.groups._wigner import (
+    forward_wigner,
+    inverse_wigner,
+    padded,
+    quadrature_order,
+    quadrature_weights,
+    values_on_group,
+)
 from gpntk.networks._layers import AbstractLayer, Dense
 from gpntk.networks._state import KernelState
 
@@ -44,11 +51,7 @@ class Lift(AbstractLayer):
         filters = jnp.moveaxis(parameters["weight"], 0, -1)
         signals = padded(jnp.moveaxis(x, 1, -1), self.bandlimit)
         products = _einsum("nclm,colk->nolmk", signals, padded(filters, self.bandlimit))
-        values = inverse_wigner(products, self.quadrature)
-        if self.inversion:
-            parity = ((-1.0) ** np.arange(self.bandlimit)).astype(x.dtype)
-            inverted = inverse_wigner(parity[:, None, None] * products, self.quadrature)
-            values = jnp.concatenate([values, inverted], -1)
+        values = values_on_group(products, self.quadrature, self.inversion)
         return self.dense.scale_and_shift(jnp.moveaxis(values, 1, -1), x.shape[-1], parameters)
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from gpjax.kernels import AbstractKernel
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
+from table_kernel import Table, close, rows
 
 import gpntk
 from gpntk import MLP, NNGP, NTK, Erf, GradientDescent, GradientFlow
@@ -27,28 +27,6 @@ WEIGHTS = RNG.uniform(0.5, 2.0, size=9)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-class Table(AbstractKernel):
-    """The kernel whose values are the entries of a given matrix; inputs are row numbers."""
-
-    matrix: jax.Array
-
-    def __init__(self, matrix):
-        self.matrix = jnp.asarray(matrix)
-        super().__init__()
-
-    def __call__(self, x, y):
-        return self.matrix[x[0].astype(int), y[0].astype(int)]
-
-
-def rows(n):
-    return np.arange(n, dtype=float)[:, None]
-
-
-def close(a, b, tolerance):
-    scale = np.abs(b).max()
-    np.testing.assert_allclose(a, b, atol=tolerance * scale, rtol=0)
 
 
 def flow(**options):

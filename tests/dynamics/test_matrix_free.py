@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpjax.kernels import AbstractKernel
 from sklearn.exceptions import ConvergenceWarning
+from table_kernel import Table, close, rows
 
 from gpntk import MLP, NNGP, NTK, Erf, GradientDescent, GradientFlow, MatrixFree, NTKClassifier, NTKRegressor
 from gpntk.dynamics import _training
@@ -37,29 +37,8 @@ def float64():
         yield
 
 
-class Table(AbstractKernel):
-    """The kernel whose values are the entries of a given matrix; inputs are row numbers."""
-
-    matrix: jax.Array
-
-    def __init__(self, matrix):
-        self.matrix = jnp.asarray(matrix)
-        super().__init__()
-
-    def __call__(self, x, y):
-        return self.matrix[x[0].astype(int), y[0].astype(int)]
-
-
-def rows(n):
-    return np.arange(n, dtype=float)[:, None]
-
-
 def flow(solver, **options):
     return GradientFlow(NTK(NET), NNGP(NET), X, Y, solver=solver, **options)
-
-
-def close(a, b, tolerance):
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
