@@ -14,7 +14,8 @@ bandlimit 40. Contenders at every bandlimit L:
                                          L, written down as it stands in the definition of the layers
     equivariant-ntk                      if `EQUIVARIANT_NTK` names a checkout (see peers.py)
 
-equivariant-ntk is right for weights of variance 1 and no biases only, which is what all take here.
+equivariant-ntk is right for weights of variance 1 and no biases only, which is what all take here. Last, the same
+signals of bandlimit 2 on finer grids: its error as its bandlimit, and with it that of its quadrature, grows.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import gpntk
 import measure
 import peers
 from gpntk.groups import rotate_coefficients
+from gpntk.groups._harmonics import synthesis
 from gpntk.groups._wigner import inverse_wigner, quadrature_angles, quadrature_weights
 
 RESULTS = Path(__file__).resolve().parent / "results" / "spherical.json"
@@ -64,6 +66,8 @@ def main() -> None:
         results["bandlimits"] = {str(bandlimit): compare(bandlimit, args) for bandlimit in bandlimits}
         results["gram_100"] = in_fresh_process(10 if args.short else 100)
         print(summary(results["bandlimits"]), flush=True)
+        if peers.has_equivariant_ntk():
+            results["convergence"] = convergence((2, 3) if args.short else (2, 3, 4, 5, 6))
     measure.write_json(args.output, results)
 
 
@@ -99,15 +103,7 @@ def compare(bandlimit: int, args: argparse.Namespace) -> dict[str, Any]:
         times = [measure.seconds(lambda call=call: jax.block_until_ready(call())) for _ in range(args.repeat)]
         results[name] = {"first": first, **measure.summary(times), "error": deviation(call(), exact)}
     if peers.has_equivariant_ntk():
-        description = {
-            "kind": "spherical_cnn",
-            "bandlimit": bandlimit,
-            "input_shape": [2 * bandlimit, 2 * bandlimit - 1, CHANNELS],
-            "depth": DEPTH,
-            "activation": ["Erf", {}],
-            "weight_variance": 1.0,
-            "bias_variance": 0.0,
-        }
+        description = peer_description(bandlimit)
         with peers.NeuralTangents(x64=True) as peer:
             stored = peer.put(x)
             first, *times = peer.time(description, stored, repeat=1 + min(args.repeat, 2))
@@ -116,6 +112,38 @@ def compare(bandlimit: int, args: argparse.Namespace) -> dict[str, Any]:
         with peers.NeuralTangents(x64=True) as peer:
             results["equivariant-ntk"]["extra_peak_bytes"] = peer.extra_peak_bytes(description, peer.put(x))
     return results
+
+
+def peer_description(bandlimit: int) -> dict[str, Any]:
+    return {
+        "kind": "spherical_cnn",
+        "bandlimit": bandlimit,
+        "input_shape": [2 * bandlimit, 2 * bandlimit - 1, CHANNELS],
+        "depth": DEPTH,
+        "activation": ["Erf", {}],
+        "weight_variance": 1.0,
+        "bias_variance": 0.0,
+    }
+
+
+def convergence(bandlimits: tuple[int, ...]) -> dict[str, float]:
+    """Errors of equivariant-ntk for signals of bandlimit 2, against its own bandlimit."""
+    coarse = network(2)
+    x = signals(SIGNALS, coarse)
+    exact = [np.asarray(k) for k in gpntk.nngp_and_ntk(coarse.replace(quadrature_bandlimit=FINE), x)]
+    coefficients = np.asarray(coarse.group.coefficients(x))
+    errors = {}
+    with peers.NeuralTangents(x64=True) as peer:
+        for bandlimit in bandlimits:
+            finer = (
+                np.pad(coefficients, ((0, 0), (0, 0), (0, bandlimit**2 - 4))) @ synthesis(bandlimit, "dh", None).T
+            )
+            stored = peer.put(np.moveaxis(finer, 1, 2).reshape(SIGNALS, -1))
+            errors[str(bandlimit)] = deviation(peer.kernels(peer_description(bandlimit), stored), exact)
+    print(
+        "\nequivariant-ntk, signals of bandlimit 2: " + ", ".join(f"{e:.1e} at L = {b}" for b, e in errors.items())
+    )
+    return errors
 
 
 def double_transform(net: gpntk.SphericalCNN, x: np.ndarray) -> Callable[[], Any]:
