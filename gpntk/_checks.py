@@ -71,7 +71,7 @@ def key(name: str, value: Any) -> Any:
     return value
 
 
-def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N D"]:
+def inputs(name: str, x: Any, n_features: int | None = None, owner: str = "network") -> Float[Array, "N D"]:
     """`x` as a floating point matrix of inputs, one row an input, in scikit-learn's wording.
 
     Raises:
@@ -98,7 +98,7 @@ def inputs(name: str, x: Any, n_features: int | None = None) -> Float[Array, "N 
             )
     if n_features is not None and x.shape[1] != n_features:
         raise ValueError(
-            f"{name} has {x.shape[1]} features, but the network expects {n_features} features as input."
+            f"{name} has {x.shape[1]} features, but the {owner} expects {n_features} features as input."
         )
     if not isinstance(x, jax.Array) and x.dtype == np.longdouble:
         x = x.astype(np.float64)  # JAX has nothing wider

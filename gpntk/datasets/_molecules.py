@@ -60,7 +60,10 @@ def load_molecules(path: str | Path, target: str | int | None = None) -> Molecul
         raise ValueError(f"`path` must be an .npz file, an .xyz file or a folder of .xyz files, got {path}.")
     if target is not None:
         _checks.integer("target", target, minimum=0)
-    return _padded([molecule for file in files for molecule in _from_xyz(file, target)], target is not None)
+    molecules = [molecule for file in files for molecule in _from_xyz(file, target)]
+    if not molecules:
+        raise ValueError(f"`path` must hold at least one molecule, got {path}.")
+    return _padded(molecules, target is not None)
 
 
 def _from_npz(path: Path, target: str | int | None) -> Molecules:
@@ -68,8 +71,11 @@ def _from_npz(path: Path, target: str | int | None) -> Molecules:
         for name in ("Z", "R") if target is None else ("Z", "R", target):
             if name not in file:
                 raise ValueError(f"{path} must have an array {name!r}, got {sorted(file)}.")
+        numbers, positions = _checked(file["Z"], file["R"])
         targets = None if target is None else np.asarray(file[target], float)
-        return Molecules(*_checked(file["Z"], file["R"]), targets)
+        if targets is not None and targets.shape != numbers.shape[:1]:
+            raise ValueError(f"{target!r} in {path} must have shape {numbers.shape[:1]}, got {targets.shape}.")
+        return Molecules(numbers, positions, targets)
 
 
 def _from_xyz(path: Path, target: int | None):

@@ -32,7 +32,7 @@ def augment(
         TypeError: if `group` is not a group.
     """
     _checks.instance("group", group, AbstractGroup, "a group such as gpntk.groups.C4((28, 28, 1))")
-    X = _checks.inputs("X", X, group.n_features)
+    X = _checks.inputs("X", X, group.n_features, "group")
     if not np.allclose(group.weights, 1.0 / group.order, rtol=1e-12, atol=0.0):
         raise ValueError(
             f"`group` must have equally weighted elements, got the quadrature {group!r}: the augmented set would "

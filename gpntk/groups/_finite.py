@@ -131,7 +131,7 @@ class FiniteGroup(AbstractGroup):
         return True
 
     def transform(self, x, index):
-        x = _checks.inputs("x", x, self.n_features)
+        x = _checks.inputs("x", x, self.n_features, "group")
         signal = x.reshape(len(x), self.points, self.channels)
         return signal[:, jnp.asarray(self.permutations[self.inverse])[index]].reshape(x.shape)
 

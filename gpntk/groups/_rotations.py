@@ -158,7 +158,7 @@ class SO3(AbstractGroup):
         return samples.reshape(len(x), -1)
 
     def transform(self, x, index):
-        x = jnp.asarray(x)
+        x = _checks.inputs("x", x, self.n_features, "group, which acts on embedded signals,")
         coefficients = x.reshape(len(x), self.channels, self.bandlimit**2)
         angles = jnp.asarray(self.angles.astype(coefficients.dtype))[index % self._rotations]
         moved = rotate_coefficients(coefficients, angles)

@@ -94,7 +94,7 @@ class GroupAveraged(AbstractFeatureKernel):
         return with_features(self.kernel).sites_per_pair
 
     def features(self, x):
-        x = _checks.inputs("x", self.slice_input(x), self.group.n_features)
+        x = _checks.inputs("x", self.slice_input(x), self.group.n_features, "group")
         # Raw inputs come along: transforming them block by block costs less memory than keeping their orbits.
         return x, with_features(self.kernel).features(x)
 

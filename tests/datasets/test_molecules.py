@@ -125,6 +125,8 @@ def test_channels_fit_the_network():
         (lambda path: load_molecules(path / "no.npz"), FileNotFoundError, "`path` must be a file or a folder"),
         (lambda path: load_molecules(_written(path, "a.csv", "1")), ValueError, "must be an .npz file, an .xyz"),
         (lambda path: load_molecules(path), ValueError, "must be an .npz file, an .xyz"),
+        (lambda path: load_molecules(_written(path, "a.xyz", "")), ValueError, "must hold at least one molecule"),
+        (lambda path: load_molecules(_stored(path), "T"), ValueError, "must have shape (2,), got (1, 2)"),
         (lambda path: load_molecules(_written(path, "a.xyz", "2\n\nH 0 0 0\n")), ValueError, "line 1"),
         (lambda path: load_molecules(_written(path, "a.xyz", "1\n\nQ 0 0 0\n")), ValueError, "XYZ format"),
         (lambda _: atom_environments(NUMBERS[0], POSITIONS), ValueError, "must have shapes (N, atoms)"),
@@ -143,3 +145,8 @@ def test_bad_input_is_refused(call, error, message, tmp_path):
 def _written(folder, name, text):
     (folder / name).write_text(text)
     return folder / name
+
+
+def _stored(folder):
+    np.savez(folder / "set.npz", Z=NUMBERS, R=POSITIONS, T=MOLECULES.targets[None])
+    return folder / "set.npz"

@@ -123,6 +123,11 @@ def test_groups_are_values():
         (lambda: SO3(3, quadrature_bandlimit=0), ValueError, "`quadrature_bandlimit` must be"),
         (lambda: SO3(3, inversion=1), TypeError, "`inversion` must be True or False"),
         (lambda: SO3(3, 2).embed(np.ones((1, 10))), ValueError, "have 30 = 3 * 5 * 2"),
+        (
+            lambda: SO3(3).transform(np.ones((1, 15)), 0),
+            ValueError,
+            "embedded signals, expects 9 features",
+        ),
         (lambda: SO3(3).rotate(np.ones((2, 15)), np.ones((3, 3))), ValueError, "`angles` must have shape (3,)"),
         (lambda: augment(np.ones((1, 9)), np.ones(1), SO3(3)), ValueError, "equally weighted"),
     ],
