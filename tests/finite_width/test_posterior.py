@@ -27,7 +27,7 @@ def products(factors):
     )
 
 
-@pytest.mark.parametrize("name", NETS)
+@SLOW_RELU
 @pytest.mark.parametrize("n_joint", [4, 2])
 def test_factors_rebuild_the_cumulants(x64, name, n_joint):
     """The recursion in factors against the recursion in tensors, whose sources come from other points."""
