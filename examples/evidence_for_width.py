@@ -2,11 +2,12 @@
 
     python examples/evidence_for_width.py
 
-Left: the change of the log evidence with the width n, log(1 + c/n), for three targets with different signs of the
-slope c; drawn where the expansion holds, n >= 2|c|. Dots: the evidence of networks of that width by importance
-sampling; circles: that of the random-kernel model, which NUTS would sample. In n the corrected evidence is
-monotone: what it says about the width is the sign and the size of c. Right: it ranks depths and weight variances
-at a given width (dotted: at infinite width).
+Left: the change of the log evidence with the width n for three targets with different signs of the slope c, as
+`gpntk.finite_width_posterior` gives it: c/n for negative c, log(1 + c/n) for positive c; drawn where the expansion
+holds, n >= 2|c|. Dots: the evidence of networks of that width by importance sampling; circles: that of the
+random-kernel model, which NUTS would sample. In n the corrected evidence is monotone: what it says about the width
+is the sign and the size of c. Right: it ranks depths and weight variances at a given width (dotted: at infinite
+width).
 """
 
 import argparse
@@ -59,8 +60,8 @@ def against_width(axes, color, name, x, y, networks):
     slope, base = limit.evidence_slope, limit.log_marginal_likelihood
     print(f"{name}: c = {slope:.3f} +- {limit.evidence_slope_se:.3f}, log Z at infinite width {base:.3f}")
     n = np.geomspace(max(8.0, 2 * abs(slope)), 1024, 60)
-    axes.plot(n, np.log1p(slope / n), color=color, label=f"{name} target, c = {slope:.2f}")
-    print(f"{'n':>8s}{'1 + c/n':>12s}{'networks':>12s}{'+-':>9s}{'random kernel':>16s}")
+    axes.plot(n, change(slope / n), color=color, label=f"{name} target, c = {slope:.2f}")
+    print(f"{'n':>8s}{'order 1/n':>12s}{'networks':>12s}{'+-':>9s}{'random kernel':>16s}")
     for width in (8, 16, 32, 64, 128, 256):
         exact = gpntk.sample_finite_width_posterior(
             NETWORK, x, y, x[:1], width=width, n_samples=networks, key=jax.random.key(width), **arguments
@@ -69,9 +70,14 @@ def against_width(axes, color, name, x, y, networks):
         kernel = random_kernel_evidence(x, y, width) - base
         axes.plot(width, network, ".", color=color)
         axes.plot(width, kernel, "o", color=color, mfc="none")
-        closed = np.log1p(slope / width) if slope / width > -1 else np.nan
+        closed = change(slope / width) if slope / width > -1 else np.nan
         error = exact.log_marginal_likelihood_se
         print(f"{width:8d}{closed:12.4f}{network:12.4f}{error:9.4f}{kernel:16.4f}", flush=True)
+
+
+def change(relative):
+    """Of the log evidence, from c/n."""
+    return np.where(relative > 0, np.log1p(np.maximum(relative, 0)), relative)
 
 
 def random_kernel_evidence(x, y, width, draws=20_000):
@@ -95,7 +101,7 @@ def against_depth(axes, x, y):
             )
             slope, evidence = limit.evidence_slope, limit.log_marginal_likelihood
             # Where |c|/n is not small, no corrected evidence is drawn.
-            correction = np.log1p(slope / WIDTH) if abs(slope) < WIDTH / 2 else np.nan
+            correction = change(slope / WIDTH) if abs(slope) < WIDTH / 2 else np.nan
             curves.append((evidence + correction, evidence))
         finite, infinite = np.array(curves).T
         axes.plot(variances, finite, color=color, label=f"depth {depth}")
