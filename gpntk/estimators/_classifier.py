@@ -90,12 +90,12 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
             ValueError: for bad parameters or data, and if the Gram matrix is too close to singular.
         """
         _checks.option("loss", self.loss, ("squared", "cross_entropy"))
-        if self.loss == "cross_entropy" and not self.time < math.inf:
+        X, y, sample_weight = self._start(X, y, sample_weight)
+        if self.loss == "cross_entropy" and math.isinf(self.time):
             raise ValueError(
                 f"`time` must be finite for loss='cross_entropy', got {self.time}: the outputs grow without bound "
                 "where the classes can be separated."
             )
-        X, y, sample_weight = self._start(X, y, sample_weight)
         check_classification_targets(y)
         self.classes_, index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:

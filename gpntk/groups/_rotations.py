@@ -206,9 +206,15 @@ def rotate_coefficients(a: Float[Array, "... L*L"], angles: Float[Array, "... 3"
     Args:
         a: coefficients of orthonormal real harmonics, (l, m) at l^2 + l + m.
         angles: Euler angles (alpha, beta, gamma), with leading axes that broadcast against those of `a`.
+
+    Raises:
+        ValueError: if the last axis of `a` is not a square number long, or that of `angles` is not 3 long.
     """
-    bandlimit = round(np.sqrt(a.shape[-1]))
-    alpha, beta, gamma = jnp.moveaxis(jnp.asarray(angles, a.dtype), -1, 0)
+    a = jnp.asarray(a, None if jnp.issubdtype(jnp.result_type(a), jnp.floating) else float)
+    bandlimit = round(np.sqrt(a.shape[-1])) if a.ndim else 0
+    if a.ndim == 0 or bandlimit**2 != a.shape[-1]:
+        raise ValueError(f"`a` must have shape (..., L * L), got {a.shape}.")
+    alpha, beta, gamma = jnp.moveaxis(_euler(angles).astype(a.dtype), -1, 0)
     turned = _turn(_z_rotation(a, gamma), bandlimit, inverse=False)
     turned = _turn(_z_rotation(turned, beta), bandlimit, inverse=True)
     return _z_rotation(turned, alpha)
@@ -251,8 +257,11 @@ def rotation_matrices(angles: Float[Array, "... 3"]) -> Float[Array, "... 3 3"]:
 
     Args:
         angles: Euler angles (alpha, beta, gamma).
+
+    Raises:
+        ValueError: if the last axis is not 3 long.
     """
-    angles = jnp.asarray(angles)
+    angles = _euler(angles)
     (ca, cb, cg), (sa, sb, sg) = (jnp.moveaxis(f(angles), -1, 0) for f in (jnp.cos, jnp.sin))
     rows = (
         (ca * cb * cg - sa * sg, -ca * cb * sg - sa * cg, ca * sb),
@@ -260,6 +269,13 @@ def rotation_matrices(angles: Float[Array, "... 3"]) -> Float[Array, "... 3 3"]:
         (-sb * cg, sb * sg, cb),
     )
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+
+
+def _euler(angles: Any) -> Float[Array, "... 3"]:
+    angles = jnp.asarray(angles)
+    if angles.shape[-1:] != (3,):
+        raise ValueError(f"`angles` must have shape (..., 3), got {angles.shape}.")
+    return angles
 
 
 def _angles(angles: Any, n: int) -> Float[Array, "*n 3"]:

@@ -157,6 +157,12 @@ class Repeat(AbstractLayer):
         return parameters, shape
 
     def apply(self, parameters, x):
+        expected, is_list = len(self.layers) * self.times, isinstance(parameters, list | tuple)
+        if not is_list or len(parameters) != expected:
+            got = f"{len(parameters)} of them" if is_list else repr(parameters)
+            raise ValueError(
+                f"`params` must be parameters from `net.init` at this depth, with {expected} entries, got {got}."
+            )
         for layer, layer_parameters in zip(self.layers * self.times, parameters, strict=True):
             x = layer.apply(layer_parameters, x)
         return x

@@ -46,7 +46,9 @@ def plot_against_depth(
     Raises:
         ImportError: if matplotlib is not installed.
         ValueError: for an unknown statistic.
+        TypeError: if `cumulants` are not those of all layers.
     """
+    _checks.instance("cumulants", cumulants, Cumulants, "what gpntk.cumulants(net, X) returns without `rank`")
     _checks.option("name", name, _UNITS)
     if axes is None:
         import matplotlib.pyplot as plt

@@ -223,7 +223,8 @@ def _init_batch(net, keys, input_dim, width, n_outputs):
 
 
 def _checked_settings(optimizer, steps, reduction, alpha) -> tuple[int, float]:
-    _checks.instance("optimizer", optimizer, optax.GradientTransformation, "an optax optimiser")
+    wanted = "an optax optimiser such as optax.sgd(0.1)"
+    _checks.instance("optimizer", optimizer, optax.GradientTransformation, wanted)
     _checks.option("reduction", reduction, ("sum", "mean"))
     return _checks.integer("steps", steps, minimum=1), _checks.real_number("alpha", alpha, minimum=0.0)
 

@@ -212,6 +212,8 @@ def test_bad_parameters_are_named(estimator, options, message):
 def test_other_misuse_is_explained():
     with pytest.raises(ValueError, match="finite for loss='cross_entropy'"):
         NTKClassifier(loss="cross_entropy").fit(X, LABELS)
+    with pytest.raises(TypeError, match="`time` must be a real number >= 0, got 'long'"):
+        NTKClassifier(loss="cross_entropy", time="long").fit(X, LABELS)
     with pytest.raises(ValueError, match="two classes"):
         NTKClassifier().fit(X, np.ones(20))
     with pytest.raises(TypeError, match="`network` must be"):

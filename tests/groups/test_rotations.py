@@ -129,6 +129,13 @@ def test_groups_are_values():
             "embedded signals, expects 9 features",
         ),
         (lambda: SO3(3).rotate(np.ones((2, 15)), np.ones((3, 3))), ValueError, "`angles` must have shape (3,)"),
+        (lambda: rotation_matrices(np.ones(2)), ValueError, "`angles` must have shape (..., 3), got (2,)"),
+        (lambda: rotate_coefficients(np.ones(4), np.ones(4)), ValueError, "`angles` must have shape (..., 3)"),
+        (
+            lambda: rotate_coefficients(np.ones(5), np.ones(3)),
+            ValueError,
+            "`a` must have shape (..., L * L), got (5,)",
+        ),
         (lambda: augment(np.ones((1, 9)), np.ones(1), SO3(3)), ValueError, "equally weighted"),
     ],
 )

@@ -134,6 +134,14 @@ def test_outputs_are_differentiable_in_the_variances():
     np.testing.assert_allclose(jax.grad(output)(1.5), difference, rtol=1e-4)
 
 
+@pytest.mark.parametrize("params", [[None, None], gpntk.MLP(1).init(jax.random.key(0), 4)])
+def test_parameters_must_fit_the_depth(params):
+    with pytest.raises(
+        ValueError, match=r"`params` must be .* at this depth, with 4 entries, got (None|2 of)"
+    ):
+        NET.apply(params, X)
+
+
 def test_inputs_must_fit_the_first_layer():
     with pytest.raises(ValueError, match="x has 3 features, but the layer expects 4 features as input"):
         NET.apply(NET.init(jax.random.key(0), 4, width=10), X[:, :3])

@@ -20,7 +20,9 @@ def test_values_are_relative_to_kernels():
     np.testing.assert_allclose(axes.lines[1].get_ydata(), expected)
 
 
-def test_unknown_statistic():
+def test_what_cannot_be_drawn_is_refused():
     c = gpntk.cumulants(gpntk.MLP(1), np.ones((1, 2)))
     with pytest.raises(ValueError, match=r"`name` must be one of 'K', .*got 'W'"):
         plotting.plot_against_depth(c, "W")
+    with pytest.raises(TypeError, match=r"`cumulants` must be what gpntk\.cumulants"):
+        plotting.plot_against_depth(gpntk.cumulants(gpntk.MLP(1), np.ones((2, 2)), rank=1))
