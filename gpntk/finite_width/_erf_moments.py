@@ -2,8 +2,8 @@ r"""Four-input moments of the error function, without integrals over four inputs
 
 $\mathrm{erf}(b z) = E[\mathrm{sgn}(z + \epsilon)]$ with $\epsilon \sim N(0, 1/2b^2)$, so that products of error
 functions have the moments of signs of Gaussians of covariance $K + 1/2b^2$, every factor with a noise of its own,
-also where two belong to one input. By Price's theorem the derivative of such a moment in a correlation fixes two of
-the signs' arguments at 0,
+also where two belong to one input. By Price's theorem the derivative of such a moment in a correlation fixes two
+of the signs' arguments at 0,
 
 $$\partial_{r_{12}} E[\mathrm{sgn}_1\mathrm{sgn}_2\mathrm{sgn}_3\mathrm{sgn}_4] =
   \frac{4}{\pi^2\sqrt{1 - r_{12}^2}} \arcsin r_{34|12},$$

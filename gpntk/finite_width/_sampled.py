@@ -153,18 +153,22 @@ def _conditional_moments(net, params, x):
         bias = jnp.sqrt(bias_variance) * parameters.get("bias", 0.0)
         if z is None:
             kernel = bias_variance + weight_variance * (x @ x.T) / x.shape[1]
-            hidden = jnp.einsum("ab,kl->abkl", kernel, jnp.eye(weight.shape[1], dtype=x.dtype))
+            hidden = None  # kernel times the unit matrix, so wide that it is worth not multiplying with
             z = jnp.sqrt(weight_variance / x.shape[1]) * (x @ weight) + bias
             continue
         value, slope = jax.jvp(net.activation, (z,), (jnp.ones_like(z),))
         scaled = jnp.sqrt(weight_variance / len(weight)) * weight
-        kernel = bias_variance + weight_variance * (value @ value.T) / len(weight)
         through = jnp.einsum("ak,ki->aki", slope, scaled)
-        hidden = jnp.einsum("aki,abkl,blj->abij", through, hidden, through, optimize=True) + jnp.einsum(
-            "ab,ij->abij", kernel, jnp.eye(weight.shape[1], dtype=x.dtype)
-        )
+        if hidden is None:
+            passed = jnp.einsum("ab,aki,bkj->abij", kernel, through, through, optimize=True)
+        else:
+            passed = jnp.einsum("aki,abkl,blj->abij", through, hidden, through, optimize=True)
+        kernel = bias_variance + weight_variance * (value @ value.T) / len(weight)
+        hidden = passed + _times_unit_matrix(kernel, weight.shape[1])
         z = value @ scaled + bias
 
+    if hidden is None:
+        hidden = _times_unit_matrix(kernel, z.shape[1])
     value, slope = jax.jvp(net.activation, (z,), (jnp.ones_like(z),))
     share = weight_variance / z.shape[1]
     kernel = (bias_variance if net.readout_bias else 0.0) + share * (value @ value.T)
@@ -173,3 +177,7 @@ def _conditional_moments(net, params, x):
     mixed = share**2 * jnp.einsum("ak,bl,cdkl->abcd", value, value, sloped, optimize=True)
     crossed = share**2 * jnp.einsum("abkl,cdkl->abcd", sloped, sloped)
     return kernel, tangent, mixed, crossed
+
+
+def _times_unit_matrix(matrix, size):
+    return jnp.einsum("ab,kl->abkl", matrix, jnp.eye(size, dtype=matrix.dtype))

@@ -50,61 +50,109 @@ def deviation(theory, sampled, error):
     return np.max(np.abs(theory - sampled) / error), np.linalg.norm(error) / np.linalg.norm(theory)
 
 
-@pytest.mark.parametrize("activation", ["relu", "erf"])
-def test_one_hidden_layer_is_exact_at_every_width(x64, activation):
+@pytest.mark.parametrize(
+    "activation", ["relu", "erf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gelu", "tanh"))]
+)
+def test_one_hidden_layer_is_exact_at_every_width(activation):
     net = gpntk.MLP(1, ACTIVATIONS[activation], **GENERIC)
-    c, sampled = cumulants(net, X), sample_cumulants(net, X, 6, 20_000, jax.random.key(0))
+    c, sampled = cumulants(net, X), sample_cumulants(net, X.astype(np.float32), 6, 20_000, jax.random.key(0))
     for name in TENSORS:
         z, relative_error = deviation(getattr(c, name), getattr(sampled, name), getattr(sampled, f"{name}_se"))
         # 81 correlated entries: 4 standard errors would fail by chance once in a few hundred runs.
         assert z < 4.5, name
-        assert relative_error < 0.05, name
+        assert relative_error < 0.03, name
     np.testing.assert_array_equal([c.K1, c.theta1], 0.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("architecture", [{"depth": 2}, {"depth": 3}, {"depth": 2, "width_ratios": (0.5, 1.0)}])
-def test_tensors_agree_with_sampled_networks(x64, activation, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "width"),
+    [({"depth": 2, "width_ratios": (4.0, 1.0)}, 25), ({"depth": 3}, 32), ({"depth": 4}, 32)],
+    ids=["200 x 50", "depth 3", "depth 4"],
+)
+def test_tensors_agree_with_sampled_networks(activation, architecture, width):
     net = gpntk.MLP(activation=ACTIVATIONS[activation], **architecture, **GENERIC)
-    c = cumulants(net, X)
-    width = 32
-    small = sample_cumulants(net, X, width, 60_000, jax.random.key(1))
-    large = sample_cumulants(net, X, 2 * width, 60_000, jax.random.key(2))
+    c, x = cumulants(net, X), X.astype(np.float32)
+    # Kernels of deep GELU networks fluctuate with the heaviest tails.
+    networks = 80_000 if (activation, net.depth) == ("gelu", 4) else 48_000
+    small = sample_cumulants(net, x, width, networks, jax.random.key(1))
+    large = sample_cumulants(net, x, 2 * width, networks, jax.random.key(2))
     for name in TENSORS:
         errors = [getattr(s, f"{name}_se") for s in (small, large)]
         # The O(1/n) left over in both cancels in this combination.
         estimate = 2 * getattr(large, name) - getattr(small, name)
-        z, relative_error = deviation(getattr(c, name), estimate, np.hypot(errors[0], 2 * errors[1]))
+        error = np.hypot(errors[0], 2 * errors[1])
+        z, relative_error = deviation(getattr(c, name), estimate, error)
+        print(f"{name}: {z:.2f} standard errors of {relative_error:.2%}")
         assert z < 4.5, name
-        assert relative_error < 0.04, name
+        assert relative_error < 0.03, name
+        # What an error of 15% in the theory would look like.
+        assert deviation(1.15 * getattr(c, name), estimate, error)[0] > 4.5, name
 
 
-def test_mean_corrections_of_two_layers_against_the_exact_mean(x64):
-    """At depth 2 the mean kernel of width-n networks is E[T(G)] over the random kernel G of the first layer."""
-    net = gpntk.MLP(2, gpntk.Erf(), **GENERIC)
-    c = cumulants(net, X)
-    K1, width, networks = c.layers[0].K, 256, 4000
-    rng = np.random.default_rng(3)
-    factor = np.linalg.cholesky(K1)
-    z = np.einsum("ab,snb->sna", factor, rng.normal(size=(networks, width, len(X))))
-    value = np.asarray(jax.lax.erf(z))
-    G = GENERIC["bias_variance"] + GENERIC["weight_variance"] * np.einsum("sna,snb->sab", value, value) / width
-    K2 = c.layers[1].K
+def mean_shifts_given_the_first_layer(activation, first, width, networks, seed):
+    r"""Width times the shifts of mean kernels of two hidden layers, with errors, from sampled first layers.
 
-    def dual(G):
-        variance = jnp.einsum("...aa->...a", G)
-        return gpntk.Erf().dual(G, variance[..., :, None], variance[..., None, :])
+    Given the first layer, with activations s_i and slopes d_i, the neurons of the second are independent Gaussians
+    of covariance G. Over them the mean of $\sigma_a'\sigma_b' H_{ab}$ is $U(G)\,\hat\Theta_{ab}$ and, since
+    their NTK H contains the squares of their weights W_i, the second derivatives of $\sigma_a'\sigma_b'$ in those.
+    """
+    weight, bias = GENERIC["weight_variance"], GENERIC["bias_variance"]
+    normal = np.random.default_rng(seed).normal(size=(networks, width, len(first)))
+    z = jnp.asarray(normal @ np.linalg.cholesky(first).T)
+    s, d = jax.jvp(activation, (z,), (jnp.ones_like(z),))
+    mean = lambda *factors: sum_over_neurons(*factors) * weight / width  # noqa: E731
+    G = bias + mean(s, s)
+    theta = G + first * mean(d, d)
+    G_mean, U_mean = (
+        np.asarray(f(first, np.diag(first)[:, None], np.diag(first)))
+        for f in (activation.dual, activation.dual_derivative)
+    )
+    G_mean, U_mean = bias + weight * G_mean, weight * U_mean
 
-    # The part linear in G - K averages to zero exactly: without it the rest is a small number with a small error.
-    base, linear = jax.linearize(dual, np.asarray(K2))
-    curved = np.asarray(dual(G) - base - jax.vmap(linear)(G - K2))
-    estimate = width * GENERIC["weight_variance"] * curved
-    error = estimate.std(0, ddof=1) / networks**0.5
-    # Width 256 leaves a relative O(1/256) of the coefficient.
-    allowed = 4 * error + 0.01 * np.abs(c.K1)
-    assert np.linalg.norm(error) < 0.05 * np.linalg.norm(c.K1)
-    assert np.all(np.abs(estimate.mean(0) - c.K1) < allowed)
+    def outputs(G, theta):
+        variances = jnp.einsum("...aa->...a", G)
+        arguments = G, variances[..., :, None], variances[..., None, :]
+        dual = activation.dual(*arguments)
+        return weight * dual, weight * (dual + activation.dual_derivative(*arguments) * theta)
+
+    # What is linear in both moves averages to zero exactly: without it a small number has a small error.
+    at = G_mean, G_mean + U_mean * first
+    base, linear = jax.linearize(outputs, *at)
+    moves = jax.vmap(linear)(G - at[0], theta - at[1])
+    K_move, theta_move = (o - b - m for o, b, m in zip(outputs(G, theta), base, moves, strict=True))
+
+    own = jnp.einsum("saa->sa", G)
+    arguments = jnp.broadcast_arrays(G, own[:, :, None], own[:, None, :])
+    by = [
+        jax.jvp(activation.dual_derivative, arguments, [jnp.full(G.shape, float(i == j)) for j in range(3)])[1]
+        for i in range(3)
+    ]
+    squares = mean(s**2 * d, d), mean(s * d, s * d), mean(d, s**2 * d)
+    theta_move += 2 * weight**2 / width * first * (by[0] * squares[1] + by[1] * squares[0] + by[2] * squares[2])
+    estimates = np.asarray(K_move) * width, np.asarray(theta_move) * width
+    return [(e.mean(0), e.std(0, ddof=1) / networks**0.5) for e in estimates]
+
+
+def sum_over_neurons(left, right):
+    return jnp.einsum("sna,snb->sab", left, right)
+
+
+@pytest.mark.parametrize("activation", ["erf", "gelu"])
+def test_mean_corrections_of_two_layers_against_exact_means(x64, activation):
+    activation = ACTIVATIONS[activation]
+    c = cumulants(gpntk.MLP(2, activation, **GENERIC), X, rank=1)
+    first = GENERIC["bias_variance"] + GENERIC["weight_variance"] * X @ X.T / X.shape[1]
+    small, large = (
+        mean_shifts_given_the_first_layer(activation, first, width, 50_000, seed)
+        for width, seed in ((32, 3), (64, 4))
+    )
+    for name, (mean, error), (mean2, error2) in zip(("K1", "theta1"), small, large, strict=True):
+        z, relative_error = deviation(getattr(c, name), 2 * mean2 - mean, np.hypot(error, 2 * error2))
+        assert z < 4, name
+        assert relative_error < 0.03, name
+        assert deviation(1.15 * getattr(c, name), 2 * mean2 - mean, np.hypot(error, 2 * error2))[0] > 4, name
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -136,7 +184,7 @@ def test_symmetries_and_positive_semidefiniteness():
 def test_error_estimate_holds_against_a_finer_run(activation):
     net = gpntk.MLP(3, ACTIVATIONS[activation], **GENERIC)
     coarse, fine = cumulants(net, X, tolerance=3e-3), cumulants(net, X, tolerance=2e-4, seed=99)
-    for name in ("K1", "theta1", *TENSORS):
+    for name in TENSORS:
         error = np.linalg.norm(getattr(coarse, name) - getattr(fine, name))
         # Eight replicates estimate their spread to a quarter of itself.
         assert error < 4 * coarse.error_estimate[name], name
