@@ -1,12 +1,16 @@
-"""Criticality: how fluctuations between networks grow with depth, from one recursion and from sampled networks.
+"""Criticality: how networks of one width differ, from one recursion and from sampled networks.
 
     python examples/criticality.py
 
-Left: V/K^2 of one input, the width times the relative variance of its random kernel, for ReLU networks at, below
-and above the critical weight variance 2 (points: sampled networks of three widths; the bias makes them differ).
-Middle: the shift of the mean NTK, for different activations at their critical initialisations.
-Right: the same activations' A/Theta^2, the relative variance of the NTK: gradients of different networks differ by
-A/(n Theta^2), so that depth over width, and not depth, says whether they are alike.
+Lines are the recursion at order 1/n, points sampled networks of three widths with two standard errors; one input.
+
+Top left: V/K^2, the width times the relative variance of the random kernel, of ReLU networks at, below and above
+the critical weight variance 2. A bias makes them differ: below, the kernel is mostly bias, which does not fluctuate.
+Top right: the same for different activations at their critical initialisations. All grow with depth: it is depth
+over width, and not depth, that says whether networks are alike.
+Bottom left: Theta_1/Theta, the width times the relative shift of the mean NTK.
+Bottom right: A/Theta^2, the width times the relative variance of the NTK, hence of squared gradients: the depth at
+which gradients of different networks differ by a factor is a fraction of the width.
 """
 
 import argparse
@@ -23,9 +27,11 @@ from gpntk import plotting
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DEPTH, INPUT = 24, np.array([[1.0, -0.5, 0.8, 0.3]])
-SAMPLED_DEPTHS, WIDTHS, NETWORKS = (2, 4, 8), (16, 32, 64), 2048
+DEPTH, INPUT = 12, np.array([[1.0, -0.5, 0.8, 0.3]])
+SAMPLED_DEPTHS = (2, 4, 8)
+WIDTHS = {16: 8192, 32: 4096, 64: 2048}  # and numbers of networks
 BIAS = 0.1
+ACTIVATIONS = (gpntk.ReLU(), gpntk.GELU(), gpntk.Tanh())
 
 
 def main():
@@ -33,43 +39,70 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("criticality.png"), help="where the figure goes")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    figure, (fluctuation, shift, gradients) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    (around, activations), (shift, gradients) = axes
 
-    for colour, weight_variance in enumerate((1.6, 2.0, 2.4)):
-        net = gpntk.MLP(DEPTH, gpntk.ReLU(), weight_variance, BIAS)
-        label = f"$C_W = {weight_variance}$"
-        plotting.plot_against_depth(gpntk.cumulants(net, INPUT), axes=fluctuation, color=f"C{colour}", label=label)
-        for depth in tqdm(SAMPLED_DEPTHS, desc=f"C_W = {weight_variance}"):
-            for marker, width in zip("ovs", WIDTHS, strict=True):
-                key = jax.random.key(1000 * depth + width)
-                sampled = gpntk.sample_cumulants(net.replace(depth=depth), INPUT, width, NETWORKS, key)
-                value, error = (float(v.item() / sampled.K.item() ** 2) for v in (sampled.V, sampled.V_se))
-                theory = gpntk.cumulants(net.replace(depth=depth), INPUT)
-                exact = (theory.V / theory.K**2).item()
-                print(f"C_W {weight_variance} depth {depth} width {width:3d}: V/K^2 {value:6.2f} +- {error:.2f}"
-                      f"   recursion {exact:6.2f}")  # fmt: skip
-                fluctuation.errorbar(depth, value, 2 * error, color=f"C{colour}", marker=marker, markersize=4)
+    critical = [critical_network(activation) for activation in ACTIVATIONS]
+    near = [(gpntk.MLP(DEPTH, gpntk.ReLU(), C, BIAS), INPUT, f"$C_W = {C}$") for C in (1.6, 2.0, 2.4)]
+    bar = tqdm(total=(len(critical) + len(near)) * len(SAMPLED_DEPTHS) * len(WIDTHS), unit="run")
+    for colour, (net, x, label) in enumerate(near):
+        compare(net, x, {"V": around}, f"C{colour}", label, bar)
+    for colour, (net, x, label) in enumerate(critical):
+        panels = {"V": activations, "theta1": shift, "A": gradients}
+        compare(net, x, panels, f"C{colour + len(near)}", label, bar)
+    bar.close()
+
+    for axis, title in (
+        (around, f"ReLU, bias variance {BIAS}: fluctuations of the kernel"),
+        (activations, "at criticality: fluctuations of the kernel"),
+        (shift, "at criticality: shift of the mean NTK"),
+        (gradients, "at criticality: fluctuations of the NTK"),
+    ):
+        axis.set(title=title)
     for marker, width in zip("ovs", WIDTHS, strict=True):
-        fluctuation.plot([], [], marker, color="grey", label=f"width {width}")
-    fluctuation.set(title="ReLU: fluctuations of the kernel")
-    fluctuation.legend()
-
-    for activation in (gpntk.ReLU(), gpntk.GELU(), gpntk.SiLU(), gpntk.Tanh(), gpntk.Erf()):
-        critical = gpntk.critical_initialization(activation)
-        net = gpntk.MLP(DEPTH, activation, critical.weight_variance, critical.bias_variance)
-        # Start at the fixed point, or at 1 where there is none or it is 0.
-        kernel = critical.fixed_point if critical.kind == "half-stable" else 1.0
-        x = INPUT * np.sqrt((kernel - critical.bias_variance) / critical.weight_variance / np.mean(INPUT**2))
-        c = gpntk.cumulants(net, x)
-        name = type(activation).__name__
-        plotting.plot_against_depth(c, "theta1", axes=shift, label=name)
-        plotting.plot_against_depth(c, "A", axes=gradients, label=name)
-        print(f"{name:6s}C_W {critical.weight_variance:.4f} C_b {critical.bias_variance:.4f} {critical.kind}")
-    shift.set(title="at criticality: shift of the mean NTK")
-    gradients.set(title="at criticality: fluctuations of the NTK")
-    gradients.legend()
+        for axis in (around, activations):
+            axis.plot([], [], marker, color="grey", markersize=4, label=f"width {width}")
+    around.legend()
+    activations.legend()
     figure.savefig(args.output, dpi=130)
     print(f"figure: {args.output}")
+
+
+def critical_network(activation):
+    """A network at its critical initialisation, and an input at the fixed point, or at 1 where there is none."""
+    critical = gpntk.critical_initialization(activation)
+    kernel = critical.fixed_point if critical.kind == "half-stable" else 1.0
+    x = INPUT * np.sqrt((kernel - critical.bias_variance) / critical.weight_variance / np.mean(INPUT**2))
+    net = gpntk.MLP(DEPTH, activation, critical.weight_variance, critical.bias_variance)
+    name = type(activation).__name__
+    print(f"{name:6s}C_W {critical.weight_variance:.4f} C_b {critical.bias_variance:.4f} {critical.kind}")
+    return net, x, name
+
+
+def compare(net, x, panels, colour, label, bar):
+    """Statistics of one network against depth, and those of sampled networks of several depths and widths."""
+    theory = gpntk.cumulants(net, x)
+    for name, axis in panels.items():
+        plotting.plot_against_depth(theory, name, axes=axis, color=colour, label=label)
+    for depth in SAMPLED_DEPTHS:
+        layer = theory.layers[depth]
+        units = {"V": layer.K**2, "theta1": layer.theta, "A": layer.theta**2}
+        for marker, (width, networks) in zip("ovs", WIDTHS.items(), strict=True):
+            key = jax.random.key(1000 * depth + width)
+            sampled = gpntk.sample_cumulants(net.replace(depth=depth), x, width, networks, key)
+            bar.update()
+            for name, axis in panels.items():
+                value, error, exact = (
+                    float(v.item() / units[name].item())
+                    for v in (getattr(sampled, name), getattr(sampled, f"{name}_se"), getattr(layer, name))
+                )
+                tqdm.write(
+                    f"{label:12s}{name:7s}depth {depth} width {width:3d}: {value:7.2f} +- {error:.2f}"
+                    f"   recursion {exact:7.2f}"
+                )
+                # Widths side by side, so that their error bars can be told apart.
+                place = depth + 0.15 * (np.log2(width) - 5)
+                axis.errorbar(place, value, 2 * error, color=colour, marker=marker, markersize=4)
 
 
 if __name__ == "__main__":

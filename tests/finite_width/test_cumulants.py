@@ -139,7 +139,7 @@ def sum_over_neurons(left, right):
     return jnp.einsum("sna,snb->sab", left, right)
 
 
-@pytest.mark.parametrize("activation", ["erf", "gelu"])
+@pytest.mark.parametrize("activation", ["erf", pytest.param("gelu", marks=pytest.mark.slow)])
 def test_mean_corrections_of_two_layers_against_exact_means(x64, activation):
     activation = ACTIVATIONS[activation]
     c = cumulants(gpntk.MLP(2, activation, **GENERIC), X, rank=1)
@@ -155,8 +155,8 @@ def test_mean_corrections_of_two_layers_against_exact_means(x64, activation):
         assert deviation(1.15 * getattr(c, name), 2 * mean2 - mean, np.hypot(error, 2 * error2))[0] > 4, name
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_duplicates_repeat_rows_of_the_tensors(activation):
+@pytest.mark.parametrize(("activation", "allowed"), [("relu", 2e-3), ("erf", 1e-11)])
+def test_duplicates_repeat_rows_of_the_tensors(activation, allowed):
     net = gpntk.MLP(2, ACTIVATIONS[activation], **GENERIC)
     once, twice = (cumulants(net, X[rows]) for rows in ([0, 1], [0, 1, 0]))
     index = np.array([0, 1, 0])
@@ -164,7 +164,7 @@ def test_duplicates_repeat_rows_of_the_tensors(activation):
         expected = getattr(once, name)
         expected = expected[np.ix_(*[index] * expected.ndim)]
         scale = np.linalg.norm(expected)
-        assert np.linalg.norm(getattr(twice, name) - expected) < 2e-3 * scale, name
+        assert np.linalg.norm(getattr(twice, name) - expected) < allowed * scale, name
 
 
 def test_symmetries_and_positive_semidefiniteness():

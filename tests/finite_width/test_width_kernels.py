@@ -14,7 +14,9 @@ X = np.vstack([X, X[:1], -X[1:2]])
 WIDTH = 200
 
 
-@pytest.mark.parametrize("activation", [gpntk.ReLU(), gpntk.Tanh()], ids=repr)
+@pytest.mark.parametrize(
+    "activation", [gpntk.ReLU(), pytest.param(gpntk.Tanh(), marks=pytest.mark.slow)], ids=repr
+)
 def test_kernels_are_the_corrected_means(x64, activation):
     net = gpntk.MLP(3, activation, width_ratios=(2.0, 0.5, 1.0), **GENERIC)
     c = gpntk.cumulants(net, X, rank=1)
@@ -38,7 +40,9 @@ def test_blocks_change_nothing(x64):
     np.testing.assert_allclose(blocked.gram(X).as_matrix(), whole.gram(X).as_matrix(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("activation", [gpntk.ReLU(), gpntk.GELU()], ids=repr)
+@pytest.mark.parametrize(
+    "activation", [gpntk.ReLU(), pytest.param(gpntk.GELU(), marks=pytest.mark.slow)], ids=repr
+)
 def test_hyperparameters_have_exact_gradients(x64, activation):
     def total(weight_variance, bias_variance):
         net = gpntk.MLP(2, activation, weight_variance=weight_variance, bias_variance=bias_variance)
