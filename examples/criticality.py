@@ -5,12 +5,13 @@
 Lines are the recursion at order 1/n, points sampled networks of three widths with two standard errors; one input.
 
 Top left: V/K^2, the width times the relative variance of the random kernel, of ReLU networks at, below and above
-the critical weight variance 2. A bias makes them differ: below, the kernel is mostly bias, which does not fluctuate.
+the critical weight variance 2. A bias makes them differ: below, the kernel is mostly bias and fluctuates little.
 Top right: the same for different activations at their critical initialisations. All grow with depth: it is depth
 over width, and not depth, that says whether networks are alike.
 Bottom left: Theta_1/Theta, the width times the relative shift of the mean NTK.
 Bottom right: A/Theta^2, the width times the relative variance of the NTK, hence of squared gradients: the depth at
-which gradients of different networks differ by a factor is a fraction of the width.
+which gradients of different networks differ by a factor is a fraction of the width. Those of tanh networks hardly
+differ at this order; what the points show there is of the next.
 """
 
 import argparse

@@ -279,9 +279,10 @@ def _layer_maps(net, inputs: InputFeatures, kernels: Float[Array, "layers N N"],
 @jax.jit
 def _next_layers(statistics, fourth, theta, maps, moments, following, weight_variance, ratio):
     """`next_layer` for every replicate of the moments."""
+    # One replicate where integrals are exact, two of lattices, eight of Sobol points; layers can differ.
     replicates = max(len(fourth.values_values), len(statistics.V))
     statistics, fourth = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf[:replicates], (replicates, *leaf.shape[1:])), (statistics, fourth)
+        lambda leaf: jnp.tile(leaf, (replicates // len(leaf), 1, 1, 1, 1)), (statistics, fourth)
     )
     advance = lambda s, f: next_layer(s, theta, *maps, moments, f, following, weight_variance, ratio)  # noqa: E731
     return jax.vmap(advance)(statistics, fourth)

@@ -15,6 +15,7 @@ values is its integral while the correlations between both products grow from 0.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,9 @@ def _covariances(a, c, noise, kernel, first, second, places, weights):
     variance = jnp.diagonal(kernel) + noise
     inverse = 1.0 / jnp.sqrt(variance)
     correlation = kernel * inverse[:, None] * inverse
-    # Correlations of the four factors of each pair of pairs, as matrices on pairs.
+    # Of the four factors of a pair of pairs: shares of the noise, and correlations, as matrices on pairs.
+    shares = [(noise / variance)[i] for i in (first, second)]
+    n1, n2, n3, n4 = (*(share[:, None] for share in shares), *(share[None, :] for share in shares))
     within = correlation[first, second]
     r12, r34 = jnp.broadcast_arrays(within[:, None], within[None, :])
     r13, r14, r23, r24 = (correlation[i][:, j] for i in (first, second) for j in (first, second))
@@ -79,12 +82,12 @@ def _covariances(a, c, noise, kernel, first, second, places, weights):
     def add(total, node):
         place, weight = node
         s13, s14, s23, s24 = (place * r for r in (r13, r14, r23, r24))
-        # Of each pair one factor is held at 0; the four choices.
+        # One factor of each pair is held at 0; the four choices.
         slopes = (
-            r13 * _angle(s13, s24, r12, s14, s23, r34)
-            + r14 * _angle(s14, s23, r12, s13, s24, r34)
-            + r23 * _angle(s23, s14, r12, s24, s13, r34)
-            + r24 * _angle(s24, s13, r12, s23, s14, r34)
+            r13 * _angle(_given(s13, r12, s14, s23, r34, s24, n1, n3, n2, n4))
+            + r14 * _angle(_given(s14, r12, s13, s24, r34, s23, n1, n4, n2, n3))
+            + r23 * _angle(_given(s23, r12, s24, s13, r34, s14, n2, n3, n1, n4))
+            + r24 * _angle(_given(s24, r12, s23, s14, r34, s13, n2, n4, n1, n3))
         )
         return total + weight * slopes, None
 
@@ -92,26 +95,45 @@ def _covariances(a, c, noise, kernel, first, second, places, weights):
     scale = (inverse[first] * inverse[second]) * (2.0 / math.pi)
     offset = sum(jnp.arcsin(r) for r in (r13, r14, r23, r24))
     values = a**4 * (4.0 / math.pi**2) * signs + (a * c) ** 2 * (2.0 / math.pi) * offset
-    held = 1.0 - r34**2
-    covariance, variances = _conditional(r34, r12, r13, r14, r23, r24)
-    angles = jnp.arcsin(covariance / jnp.sqrt(variances)) - jnp.arcsin(r12)
-    mixed = a**4 * (2.0 / math.pi) * scale * angles / jnp.sqrt(held)
-    determinant = (variances - covariance**2) / held
-    apart = 1.0 / jnp.sqrt((1.0 - r12**2) * held)
-    slopes = a**4 * scale[:, None] * scale * (1.0 / jnp.sqrt(determinant) - apart)
+    held = _given(r34, r13, r23, r14, r24, r12, n3, n4, n1, n2)
+    apart = 1.0 / jnp.sqrt(held.sine_squared)
+    mixed = a**4 * (2.0 / math.pi) * scale * (_angle(held) - apart * jnp.arcsin(r12))
+    last = jnp.maximum(held.variance_l - held.covariance**2 / held.variance_k, n2)
+    together = apart / jnp.sqrt(held.variance_k * last)
+    own = 1.0 / jnp.sqrt(_sine_squared(within, *shares))
+    slopes = a**4 * scale[:, None] * scale * (together - own[:, None] * own)
     return values, mixed, slopes
 
 
-def _angle(rij, rkl, rki, ril, rkj, rjl):
+class _Conditional(NamedTuple):
+    r"""Covariance of k and l given i and j, and $1 - r_{ij}^2$."""
+
+    covariance: Float[Array, "M M"]
+    variance_k: Float[Array, "M M"]
+    variance_l: Float[Array, "M M"]
+    sine_squared: Float[Array, "M M"]
+
+
+def _given(rij, rik, ril, rjk, rjl, rkl, ni, nj, nk, nl) -> _Conditional:
+    """By elimination, first of i and then of j, which loses the fewest digits where little but noise is left.
+
+    The noise n of a factor is a share of its variance that nothing else explains: rounding must not deny it.
+    """
+    sine_squared = _sine_squared(rij, ni, nj)
+    jk, jl = rjk - rij * rik, rjl - rij * ril
+    return _Conditional(
+        rkl - rik * ril - jk * jl / sine_squared,
+        jnp.maximum(_sine_squared(rik, ni, nk) - jk**2 / sine_squared, nk),
+        jnp.maximum(_sine_squared(ril, ni, nl) - jl**2 / sine_squared, nl),
+        sine_squared,
+    )
+
+
+def _sine_squared(r, noise1, noise2):
+    return jnp.maximum(1.0 - r**2, noise1 + noise2 - noise1 * noise2)
+
+
+def _angle(given: _Conditional):
     """The angle between k and l given i and j, over the sine between those."""
-    covariance, variances = _conditional(rij, rkl, rki, rkj, ril, rjl)
-    return jnp.arcsin(covariance / jnp.sqrt(variances)) / jnp.sqrt(1.0 - rij**2)
-
-
-def _conditional(rij, rkl, rki, rkj, rli, rlj):
-    r"""Covariance and product of the variances of k and l given i and j, all times $1 - r_{ij}^2$."""
-    held = 1.0 - rij**2
-    covariance = held * rkl - (rki * rli + rkj * rlj) + rij * (rki * rlj + rkj * rli)
-    variance_k = held - rki**2 - rkj**2 + 2.0 * rij * rki * rkj
-    variance_l = held - rli**2 - rlj**2 + 2.0 * rij * rli * rlj
-    return covariance, variance_k * variance_l
+    correlation = given.covariance / jnp.sqrt(given.variance_k * given.variance_l)
+    return jnp.arcsin(jnp.clip(correlation, -1.0, 1.0)) / jnp.sqrt(given.sine_squared)

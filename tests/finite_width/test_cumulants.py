@@ -191,6 +191,19 @@ def test_error_estimate_holds_against_a_finer_run(activation):
         assert fine.error_estimate[name] < 1e-3 * np.linalg.norm(getattr(fine, name)), name
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.5])
+def test_exponential_against_its_closed_form(scale):
+    """Means of exp(b(z_a + z_b + ...)) are known; those of the larger scale lie far out, where a lattice ends."""
+    b, weight, x = 0.8, 0.5, scale * X
+    c = cumulants(gpntk.MLP(1, gpntk.Exp(b=b), weight, 0.2), x, tolerance=1e-3)
+    K = 0.2 + weight * x @ x.T / X.shape[1]
+    variance = np.diagonal(K)
+    two = np.exp(0.5 * b**2 * (variance[:, None] + variance + 2 * K))
+    crossed = K[:, None, :, None] + K[:, None, None, :] + K[None, :, :, None] + K[None, :, None, :]
+    expected = weight**2 * two[:, :, None, None] * two * np.expm1(b**2 * crossed)
+    assert np.linalg.norm(c.V - expected) < 4 * c.error_estimate["V"] + 1e-12 * np.linalg.norm(expected)
+
+
 def test_more_inputs_than_dimensions():
     x = np.random.default_rng(1).normal(size=(4, 2))
     c = cumulants(gpntk.MLP(2, gpntk.ReLU(), **GENERIC), x, tolerance=1e-3)

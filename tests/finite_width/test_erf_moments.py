@@ -1,4 +1,4 @@
-"""Four-input moments of the error function, against quadrature over the preactivations and quasi-Monte Carlo."""
+"""Four-input moments of the error function, against quadrature over the preactivations and points in them."""
 
 import jax
 import numpy as np
@@ -49,8 +49,8 @@ def test_large_arguments_are_signs(x64, variance):
 
 
 @pytest.mark.parametrize("n_features", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_all_tensors_against_quasi_monte_carlo(n_features):
-    """The same function without its closed form; four inputs, in two dimensions their kernel is singular."""
+def test_all_tensors_against_points(n_features):
+    """The same function without its closed form, by a lattice (two features and the bias) and by Sobol points."""
     X = np.random.default_rng(0).normal(size=(4, n_features))
     net = gpntk.MLP(2, gpntk.Erf(0.9, 1.1, 0.2), weight_variance=1.2, bias_variance=0.2)
     exact = gpntk.cumulants(net, X)
