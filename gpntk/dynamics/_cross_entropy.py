@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gpntk._checks import is_traced
+
 _MAX_STEPS = 100_000
 
 
@@ -28,7 +30,7 @@ def cross_entropy_coefficients(
         ValueError: for infinite clocks; the flow has no limit where the classes can be separated.
         RuntimeError: if the solver needs more than a hundred thousand steps.
     """
-    if not isinstance(clocks, jax.core.Tracer) and not bool(jnp.isfinite(clocks).all()):
+    if not is_traced(clocks) and not bool(jnp.isfinite(clocks).all()):
         raise ValueError(
             "`time` must be finite for loss='cross_entropy', got infinity: the outputs grow without bound where "
             "the classes can be separated."
@@ -38,7 +40,7 @@ def cross_entropy_coefficients(
         f"The cross-entropy flow needs more than {_MAX_STEPS} steps of its solver: train for a shorter time, with "
         "a smaller learning rate or with reduction='mean'."
     )
-    if isinstance(failed, jax.core.Tracer):
+    if is_traced(failed):
         return eqx.error_if(coefficients, failed, message)
     if failed:
         raise RuntimeError(message)

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from gpntk import _checks
-from gpntk.dynamics import GradientFlow
+from gpntk.dynamics import GradientFlow, MatrixFree
 from gpntk.dynamics._training import checked_solver, checked_weights
 from gpntk.kernels import NNGP, NTK
 from gpntk.networks import MLP, AbstractNetwork
@@ -18,6 +18,8 @@ from gpntk.networks import MLP, AbstractNetwork
 
 class AbstractNetworkEstimator(BaseEstimator):
     """An estimator whose parameter `network` is an architecture, with parameters of its own, or `None`."""
+
+    network: Any
 
     # Networks are immutable, and scikit-learn drops what a nested `set_params` returns
 
@@ -44,6 +46,16 @@ class AbstractNetworkEstimator(BaseEstimator):
 
 class AbstractNTKEstimator(AbstractNetworkEstimator):
     """An estimator around `GradientFlow`. It computes in its own precision, whatever JAX's global flag says."""
+
+    # Parameters that subclasses have
+    prior: AbstractKernel | None
+    time: float
+    learning_rate: float
+    alpha: float
+    loss: str
+    reduction: str
+    solver: str | MatrixFree
+    dtype: str
 
     def _start(self, X, y, sample_weight, **validation):
         """Check parameters and data, and choose the kernels."""

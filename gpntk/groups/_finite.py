@@ -64,9 +64,9 @@ class FiniteGroup(AbstractGroup):
         Raises:
             ValueError: if a row is not a permutation, or if the group has more than 5040 elements.
         """
-        perms = _index_matrix("perms", perms)
-        _check_rows("perms", perms)
-        elements = _closure(perms)
+        generators = _index_matrix("perms", perms)
+        _check_rows("perms", generators)
+        elements = _closure(generators)
         return cls(elements, _composition_table(elements), channels)
 
     @classmethod
