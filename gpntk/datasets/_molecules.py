@@ -1,6 +1,7 @@
 """Molecules: files of them, and features of their geometries."""
 
 import functools
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -15,7 +16,9 @@ from gpntk.groups._harmonics import degrees, grid_angles, spherical_harmonics
 
 _ELEMENTS = """
     H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb
-    Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe
+    Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au
+    Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv
+    Ts Og
 """
 _NUMBER = {symbol: number for number, symbol in enumerate(_ELEMENTS.split(), start=1)}
 
@@ -47,7 +50,8 @@ def load_molecules(path: str | Path, target: str | int | None = None) -> Molecul
         Atomic numbers, positions as in the file, and targets.
 
     Raises:
-        ValueError: for other files, missing arrays and fields, and what is not a number.
+        ValueError: for other files, missing arrays and fields, what is not a finite number, files without a
+            molecule, and targets that are not one a molecule.
         FileNotFoundError: if there is no such file.
     """
     path = Path(path)
@@ -61,49 +65,86 @@ def load_molecules(path: str | Path, target: str | int | None = None) -> Molecul
     if target is not None:
         _checks.integer("target", target, minimum=0)
     molecules = [molecule for file in files for molecule in _from_xyz(file, target)]
-    if not molecules:
-        raise ValueError(f"`path` must hold at least one molecule, got {path}.")
     return _padded(molecules, target is not None)
 
 
 def _from_npz(path: Path, target: str | int | None) -> Molecules:
-    with np.load(path) as file:
-        for name in ("Z", "R") if target is None else ("Z", "R", target):
-            if name not in file:
-                raise ValueError(f"{path} must have an array {name!r}, got {sorted(file)}.")
-        numbers, positions = _checked(file["Z"], file["R"])
-        targets = None if target is None else np.asarray(file[target], float)
-        if targets is not None and targets.shape != numbers.shape[:1]:
-            raise ValueError(f"{target!r} in {path} must have shape {numbers.shape[:1]}, got {targets.shape}.")
-        return Molecules(numbers, positions, targets)
+    wanted = ("Z", "R") if target is None else ("Z", "R", target)
+    try:
+        with np.load(path) as file:
+            names = file.files
+            arrays = {name: file[name] for name in wanted if name in names}
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} must be an .npz file of numeric arrays, got what NumPy cannot read.") from error
+    for name in wanted:
+        if name not in arrays:
+            raise ValueError(f"{path} must have an array {name!r}, got {sorted(names)}.")
+    numbers, positions = _checked(arrays["Z"], arrays["R"])
+    if target is None:
+        return Molecules(numbers, positions, None)
+    targets = arrays[target]
+    if targets.shape != numbers.shape[:1]:
+        raise ValueError(f"{target!r} in {path} must have shape {numbers.shape[:1]}, got {targets.shape}.")
+    is_real = any(np.issubdtype(targets.dtype, kind) for kind in (np.floating, np.integer, np.bool_))
+    if not is_real or not np.isfinite(targets).all():
+        got = "NaN or infinity" if is_real else f"dtype {targets.dtype}"
+        raise ValueError(f"{target!r} in {path} must have finite real numbers, got {got}.")
+    return Molecules(numbers, positions, targets.astype(float))
 
 
 def _from_xyz(path: Path, target: int | None):
     lines = path.read_text().splitlines()
-    start = 0
-    while start < len(lines) and lines[start].strip():
+    start = _next_filled(lines, 0)
+    if start == len(lines):
+        raise ValueError(f"`path` must hold at least one molecule, got {path}.")
+    while start < len(lines):
         try:
             size = int(lines[start])
-            fields = lines[start + 1].split()
             atoms = [line.split() for line in lines[start + 2 : start + 2 + size]]
-            numbers = [_NUMBER.get(atom[0]) or int(atom[0]) for atom in atoms]
+            if size < 1 or len(atoms) != size or any(len(atom) < 4 for atom in atoms):
+                raise ValueError(f"{size} atoms announced, but not so many lines of an element and 3 coordinates")
+            numbers = [_atomic_number(atom[0]) for atom in atoms]
             positions = [[_number(value) for value in atom[1:4]] for atom in atoms]
-            value = 0.0 if target is None else _number(fields[target])
-            if len(atoms) != size or any(len(position) != 3 for position in positions):
-                raise ValueError("too few lines or coordinates")
-        except (ValueError, IndexError) as error:
+            value = 0.0 if target is None else _field(lines[start + 1].split(), target)
+        except ValueError as error:
             raise ValueError(
-                f"{path} must hold molecules in XYZ format, got line {start + 1}: {error}."
+                f"{path} must hold molecules in XYZ format, got at line {start + 1}: {error}."
             ) from error
         yield numbers, positions, value
-        start += size + 2
-        # Files of QM9 go on with frequencies and SMILES: only a number of atoms starts another molecule.
+        start = _next_filled(lines, start + size + 2)
         if start < len(lines) and not lines[start].strip().isdigit():
+            # Files of QM9 go on with frequencies and SMILES: only a number of atoms starts another molecule.
+            if lines[start].split()[0] in _NUMBER and len(lines[start].split()) > 3:
+                raise ValueError(
+                    f"{path} must hold molecules in XYZ format, got one more atom at line {start + 1}."
+                )
             return
 
 
+def _next_filled(lines: list[str], start: int) -> int:
+    """The first line from `start` on that is not blank."""
+    return next((i for i in range(start, len(lines)) if lines[i].strip()), len(lines))
+
+
+def _atomic_number(text: str) -> int:
+    if text in _NUMBER:
+        return _NUMBER[text]
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise ValueError(f"{text!r} is neither the symbol of an element nor an atomic number")
+
+
+def _field(fields: list[str], target: int) -> float:
+    if target >= len(fields):
+        raise ValueError(f"the comment has {len(fields)} fields, and not the one that `target` names, {target}")
+    return _number(fields[target])
+
+
 def _number(text: str) -> float:
-    return float(text.replace("*^", "e"))
+    number = float(text.replace("*^", "e"))
+    if not np.isfinite(number):
+        raise ValueError(f"{text!r} is not a finite number")
+    return number
 
 
 def _padded(molecules: list, has_targets: bool) -> Molecules:
@@ -209,6 +250,8 @@ def atom_environments(
     if not set(present) <= set(elements):
         raise ValueError(f"`elements` must have all elements that occur, {present}, got {elements}.")
     powers = [_checks.real_number("powers", p, minimum=0.0) for p in powers]
+    if not elements or not powers:
+        raise ValueError(f"`elements` and `powers` must not be empty, got {elements} and {powers}.")
     group = SO3(bandlimit, len(elements) * len(powers), sampling, 1, nside)
     if beta is None:
         beta = (1 - np.cos(np.pi / max(bandlimit, 2))) ** 2 / np.log(20)
@@ -245,13 +288,16 @@ def _bumps(directions: Float[np.ndarray, "n 3"], beta: float, group: SO3) -> Flo
 @functools.lru_cache(maxsize=8)
 def _eigenvalues(bandlimit: int, beta: float) -> Float[np.ndarray, " L"]:
     """Funk and Hecke: a bump about a direction has the coefficients lambda_l Y_lm(direction)."""
-    t, weights = np.polynomial.legendre.leggauss(_NODES)
-    profile = weights * np.exp(-((t - 1) ** 2) / beta)
-    return 2 * np.pi * profile @ np.polynomial.legendre.legvander(t, bandlimit - 1)
+    # In u = (1 - t) / sqrt(beta), up to where exp(-u^2) is below rounding: no bump is too narrow for the nodes.
+    end = min(2 / np.sqrt(beta), 7.0)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES + bandlimit)
+    u = end * (nodes + 1) / 2
+    profile = np.sqrt(beta) * end / 2 * weights * np.exp(-(u**2))
+    return 2 * np.pi * profile @ np.polynomial.legendre.legvander(1 - np.sqrt(beta) * u, bandlimit - 1)
 
 
-# Gauss-Legendre nodes for bumps of a width down to about a degree.
-_NODES = 400
+# Gauss-Legendre nodes for exp(-u^2), without those for Legendre polynomials times it.
+_NODES = 64
 
 
 def _geometry(numbers, positions):
@@ -269,6 +315,8 @@ def _geometry(numbers, positions):
 
 def _checked(numbers: Any, positions: Any) -> tuple[np.ndarray, np.ndarray]:
     numbers, positions = np.asarray(numbers), np.asarray(positions, float)
+    if not any(np.issubdtype(numbers.dtype, kind) for kind in (np.floating, np.integer)):
+        raise ValueError(f"`numbers` must be atomic numbers, integers >= 0, got dtype {numbers.dtype}.")
     if numbers.ndim != 2 or positions.shape != (*numbers.shape, 3):
         raise ValueError(
             "`numbers` and `positions` must have shapes (N, atoms) and (N, atoms, 3), got "

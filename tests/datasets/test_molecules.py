@@ -1,3 +1,4 @@
+import math
 import re
 
 import jax
@@ -23,6 +24,7 @@ POSITIONS = np.array(
     ]
 )
 MOLECULES = Molecules(NUMBERS, POSITIONS, np.array([1.0, 2.0]))
+ONE = "1\ncomment\nH 0 0 0\n"
 ELEMENTS, POWERS, BETA = [1, 6, 8], (1.0, 6.0), 0.4
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -114,6 +116,25 @@ def test_files_are_read_back(tmp_path):
     np.testing.assert_array_equal(molecules.take([1]).numbers, NUMBERS[1:])
 
 
+def test_blank_lines_between_molecules_lose_none(tmp_path):
+    text = "1\nfirst\nPt 0 0 1\n\n\n2\nsecond\n1 0 0 0\nH 0 0 0.7\n\n"
+    molecules = load_molecules(_written(tmp_path, "a.xyz", "\n" + text))
+    np.testing.assert_array_equal(molecules.numbers, [[78, 0], [1, 1]])
+    np.testing.assert_array_equal(molecules.positions[:, :, 2], [[1.0, 0.0], [0.0, 0.7]])
+
+
+@pytest.mark.parametrize("beta", [1e-14, 1e-5, 0.3, 1e3])
+def test_bumps_of_any_width_have_the_integral_of_their_profile(beta):
+    # The coefficient of degree 0 is the integral over the sphere over sqrt(4 pi), known in closed form.
+    positions = np.array([[[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    signal = atom_environments([[1, 1]], positions, 3, powers=(1.0,), beta=beta).reshape(2, 9)[0]
+    integral = np.pi**1.5 * np.sqrt(beta) * math.erf(2 / math.sqrt(beta))
+    np.testing.assert_allclose(signal[0], integral / np.sqrt(4 * np.pi), rtol=1e-12)
+    if beta < 1e-4:  # a point, as seen by low degrees
+        harmonics = spherical_harmonics(3, (0.0,), (0.0,))[0]
+        np.testing.assert_allclose(signal, integral * harmonics, rtol=0, atol=4 * math.sqrt(beta) * integral)
+
+
 def test_channels_fit_the_network():
     x = atom_environments(NUMBERS, POSITIONS, 4, POWERS, ELEMENTS, sampling="mw")
     assert x.shape == (2, 4 * gpntk.SphericalCNN(4, 6, 1, "mw", 4).n_features)
@@ -129,6 +150,28 @@ def test_channels_fit_the_network():
         (lambda path: load_molecules(_stored(path), "T"), ValueError, "must have shape (2,), got (1, 2)"),
         (lambda path: load_molecules(_written(path, "a.xyz", "2\n\nH 0 0 0\n")), ValueError, "line 1"),
         (lambda path: load_molecules(_written(path, "a.xyz", "1\n\nQ 0 0 0\n")), ValueError, "XYZ format"),
+        (
+            lambda path: load_molecules(_written(path, "a.xyz", "\n")),
+            ValueError,
+            "must hold at least one molecule",
+        ),
+        (lambda path: load_molecules(_written(path, "a.xyz", "0\n\n")), ValueError, "XYZ format"),
+        (lambda path: load_molecules(_written(path, "a.xyz", "1\n\nH nan 0 0\n")), ValueError, "not a finite"),
+        (lambda path: load_molecules(_written(path, "a.xyz", ONE + "C 0 0 1\n")), ValueError, "atom at line 4"),
+        (lambda path: load_molecules(_written(path, "a.xyz", ONE), 1), ValueError, "not the one that `target`"),
+        (lambda path: load_molecules(_written(path, "a.npz", "Z")), ValueError, "must be an .npz file of numeric"),
+        (
+            lambda path: load_molecules(_stored(path), "holes"),
+            ValueError,
+            "must have finite real numbers, got NaN",
+        ),
+        (
+            lambda path: load_molecules(_stored(path), "names"),
+            ValueError,
+            "must have finite real numbers, got dtype",
+        ),
+        (lambda _: coulomb_matrices([["H"]], POSITIONS[:1, :1]), ValueError, "`numbers` must be atomic numbers"),
+        (lambda _: atom_environments(NUMBERS, POSITIONS, powers=()), ValueError, "`powers` must not be empty"),
         (lambda _: atom_environments(NUMBERS[0], POSITIONS), ValueError, "must have shapes (N, atoms)"),
         (lambda _: atom_environments(NUMBERS, POSITIONS, elements=[1, 6]), ValueError, "`elements` must have all"),
         (lambda _: atom_environments(NUMBERS, POSITIONS, beta=0.0), ValueError, "`beta` must be"),
@@ -148,5 +191,6 @@ def _written(folder, name, text):
 
 
 def _stored(folder):
-    np.savez(folder / "set.npz", Z=NUMBERS, R=POSITIONS, T=MOLECULES.targets[None])
+    targets = {"T": MOLECULES.targets[None], "holes": [1.0, np.nan], "names": ["a", "b"]}
+    np.savez(folder / "set.npz", Z=NUMBERS, R=POSITIONS, **targets)
     return folder / "set.npz"
