@@ -54,7 +54,9 @@ def preconditioner(
     # Directions that the factor does not resolve would not come out orthonormal: they are left to the rest.
     kept = values > jnp.finfo(values.dtype).eps * rank * values[-1]
     directions = _matmul(factor, vectors / jnp.sqrt(jnp.where(kept, values, 1.0))) * kept
-    rest = 1.0 / (jnp.min(jnp.where(kept, values, jnp.inf)) + alpha)
+    # A matrix of zeros has none.
+    smallest = jnp.where(jnp.any(kept), jnp.min(jnp.where(kept, values, jnp.inf)), 0.0)
+    rest = 1.0 / (smallest + alpha)
     return Preconditioner(directions, jnp.where(kept, 1.0 / (jnp.where(kept, values, 1.0) + alpha), 0.0), rest)
 
 
@@ -161,9 +163,9 @@ class KrylovSpaces(NamedTuple):
 
 def krylov_spaces(start: Float[Array, "N m"]) -> KrylovSpaces:
     """Spaces of one vector each."""
-    norms = column_norms(start)
+    start, norms = normalised(start)
     empty = jnp.zeros((0, start.shape[1]), start.dtype)
-    return KrylovSpaces((start / jnp.where(norms > 0, norms, 1.0))[None], empty, empty, norms)
+    return KrylovSpaces(start[None], empty, empty, norms)
 
 
 @eqx.filter_jit
@@ -217,8 +219,15 @@ def ritz_pairs(spaces: KrylovSpaces, size: int) -> RitzPairs:
 
 
 def column_norms(vectors: Float[Array, "N m"]) -> Float[Array, " m"]:
-    """Euclidean norm of every column."""
-    return jnp.sqrt(jnp.sum(vectors**2, axis=0))
+    """Euclidean norm of every column, also where squares of its entries overflow or underflow."""
+    largest = jnp.max(jnp.abs(vectors), axis=0)
+    return largest * jnp.sqrt(jnp.sum((vectors / jnp.where(largest > 0, largest, 1.0)) ** 2, axis=0))
+
+
+def normalised(columns: Float[Array, "N m"]) -> tuple[Float[Array, "N m"], Float[Array, " m"]]:
+    """Columns of unit norm, and the norms they had; columns of zeros stay what they are."""
+    norms = column_norms(columns)
+    return columns / jnp.where(norms > 0, norms, 1.0), norms
 
 
 def _matmul(a, b):

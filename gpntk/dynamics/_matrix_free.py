@@ -22,6 +22,7 @@ from gpntk.dynamics._krylov import (
     conjugate_gradients_start,
     extend_krylov_spaces,
     krylov_spaces,
+    normalised,
     preconditioner,
     ritz_pairs,
 )
@@ -148,9 +149,10 @@ def solve(gram: RegularisedGram, rhs: Float[Array, "N m"], settings: MatrixFree)
 
 
 def _solve(gram, precondition, rhs, settings):
-    norms = column_norms(rhs)
+    # Columns of norm 1: squares of very large or small ones would not be numbers of the working precision.
+    rhs, norms = normalised(rhs)
     # Half of the tolerance, because the recurred residual is not quite the true one.
-    threshold = settings.tolerance / 2 * norms
+    threshold = jnp.full_like(norms, settings.tolerance / 2)
     state = _start(precondition, jnp.zeros_like(rhs), rhs, jnp.zeros((), int))
     before = np.inf
     with tqdm(desc="conjugate gradients", unit=" iterations", disable=not settings.progress) as bar:
@@ -162,13 +164,13 @@ def _solve(gram, precondition, rhs, settings):
                     f"The regularised Gram matrix ({_described(gram)}) is not positive definite in the working "
                     f"precision. {_remedy(gram)}"
                 )
-            iterations, recurred = int(state.iterations), _relative(state.residual, norms)
+            iterations, recurred = int(state.iterations), _largest_norm(state.residual)
             bar.set_postfix(residual=f"{recurred:.1e}", refresh=False)
             bar.update(iterations - bar.n)
             if recurred > settings.tolerance / 2 and iterations < settings.max_iterations:
                 continue
             residual = _true_residual(gram, rhs, state.solution)
-            reached = _relative(residual, norms)
+            reached = _largest_norm(residual)
             # Rounding errors separate the true residual from the recurred one; a new start from it helps until
             # the precision is exhausted.
             if reached <= settings.tolerance or iterations == settings.max_iterations or not reached <= before / 2:
@@ -180,7 +182,7 @@ def _solve(gram, precondition, rhs, settings):
         given_up = iterations == settings.max_iterations
         more = ", raise `max_iterations` or the preconditioner's `rank`" if given_up else ""
         _warn(report, gram, settings, more)
-    return state.solution, report
+    return norms * state.solution, report
 
 
 _start, _advance = eqx.filter_jit(conjugate_gradients_start), eqx.filter_jit(conjugate_gradients)
@@ -196,13 +198,13 @@ def _solve_traced(gram, rhs, settings):
     precondition = gram.preconditioner(settings.rank)
 
     def iterate(product, rhs):
-        norms = column_norms(rhs)
+        rhs, norms = normalised(rhs)
         start = conjugate_gradients_start(precondition, jnp.zeros_like(rhs), rhs, jnp.zeros((), int))
-        threshold = settings.tolerance / 2 * norms
+        threshold = jnp.full_like(norms, settings.tolerance / 2)
         end = conjugate_gradients(product, precondition, start, threshold, settings.max_iterations)
         converged = jnp.all(column_norms(end.residual) <= threshold)
         return eqx.error_if(
-            end.solution,
+            norms * end.solution,
             ~converged,
             f"Conjugate gradients did not converge to a relative residual of {settings.tolerance:g} in "
             f"{settings.max_iterations} iterations. Raise `alpha`, `max_iterations` or the `rank` of the "
@@ -324,8 +326,8 @@ def _together(reports: list[SolverReport]) -> SolverReport:
     )
 
 
-def _relative(residual, norms) -> float:
-    return float(jnp.max(column_norms(residual) / jnp.where(norms > 0, norms, 1.0)))
+def _largest_norm(residual) -> float:
+    return float(jnp.max(column_norms(residual)))
 
 
 def _warn(report: SolverReport, gram: RegularisedGram, settings: MatrixFree, remedy: str) -> None:

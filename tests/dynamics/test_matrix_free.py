@@ -259,3 +259,35 @@ def test_progress_is_shown_on_request_only(capfd):
         shown = capfd.readouterr().err
         assert ("conjugate gradients" in shown) is progress
         assert ("Lanczos" in shown) is progress
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("time", [1.0, np.inf])
+def test_targets_of_any_size_scale_the_mean(scale, time):
+    # Their squares are not numbers of single precision.
+    with jax.enable_x64(False):
+        unit, scaled = (
+            GradientFlow(NTK(NET), None, X, y, alpha=1.0, solver=MatrixFree(tolerance=1e-4)).mean(X_TEST, time)
+            for y in (Y, scale * Y)
+        )
+        np.testing.assert_allclose(np.asarray(scaled) / scale, unit, rtol=0, atol=1e-4 * np.abs(unit).max())
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_kernels_of_any_size_at_finite_times(scale):
+    # Homogeneous networks: the clock and alpha take back the scale of the inputs.
+    def mean(scale):
+        options = {"learning_rate": scale**-2, "alpha": scale**2, "solver": MatrixFree(tolerance=1e-4)}
+        flow = GradientFlow(NTK(MLP()), None, scale * X, Y, **options)
+        return flow.mean(scale * X_TEST, 1.0)
+
+    with jax.enable_x64(False):
+        unit = mean(1.0)
+        np.testing.assert_allclose(mean(scale), unit, rtol=0, atol=1e-4 * np.abs(unit).max())
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_kernel_of_zeros(rank):
+    zeros = np.zeros((6, 3))
+    flow = GradientFlow(NTK(MLP()), None, zeros, Y[:6], alpha=0.5, solver=MatrixFree(rank=rank))
+    np.testing.assert_allclose(flow.dual_coefficients(np.inf), Y[:6] / 0.5, rtol=1e-6)
