@@ -71,9 +71,7 @@ class GramOperator(eqx.Module):
 
     def __matmul__(self, vectors: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
         """The product with one vector (N,) or with the columns of (N, m)."""
-        vectors = jnp.asarray(vectors)
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
-            raise ValueError(f"Vectors must have shape ({self.size},) or ({self.size}, m), got {vectors.shape}.")
+        vectors = self._checked_vectors(vectors)
         return _gram_product(self, vectors.reshape(self.size, -1)).reshape(vectors.shape)
 
     def diagonal(self) -> Float[Array, " N"]:
@@ -84,9 +82,18 @@ class GramOperator(eqx.Module):
         """The columns at `indices`; for use inside compiled loops."""
         return self.kernel.pair(self.features, jax.tree.map(lambda leaf: leaf[indices], self.features))
 
-    def cross_product(self, x: Float[Array, "M D"], vectors: Float[Array, "N m"]) -> Float[Array, "M m"]:
+    def cross_product(self, x: Float[Array, "M D"], vectors: Float[Array, "N ..."]) -> Float[Array, "M ..."]:
         """`k(x, X) @ vectors` for new inputs `x`, without the matrix of M x N kernel values."""
-        return _cross_product(self, checked_features(self.kernel, _checks.inputs("x", x)), vectors)
+        vectors = self._checked_vectors(vectors)
+        features = checked_features(self.kernel, _checks.inputs("x", x))
+        products = _cross_product(self, features, vectors.reshape(self.size, -1))
+        return products.reshape(len(products), *vectors.shape[1:])
+
+    def _checked_vectors(self, vectors):
+        vectors = jnp.asarray(vectors)
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
+            raise ValueError(f"Vectors must have shape ({self.size},) or ({self.size}, m), got {vectors.shape}.")
+        return vectors
 
 
 @eqx.filter_jit

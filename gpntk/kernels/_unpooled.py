@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from gpntk import _checks
-from gpntk.kernels._engine import compiled_features
+from gpntk.kernels._engine import compiled_features, finite
 from gpntk.networks import AbstractPoolingNetwork
 
 _MOST_BYTES = 16 * 2**30
@@ -18,14 +18,16 @@ def unpooled_kernels(
 ) -> tuple[Float[Array, "N1 N2 ..."], Float[Array, "N1 N2 ..."]]:
     r"""NNGP and NTK of the network that does not pool: $K_{g,g'}(x, x')$ and $\Theta_{g,g'}(x, x')$.
 
-    The readout acts on every site, and the mean over all trailing axes is `nngp_and_ntk(net, x1, x2)`. They are
-    equivariant: transforming an input moves it along the trailing axes. Their layout is
+    The readout acts on every site, and the mean over all trailing axes is `nngp_and_ntk(net, x1, x2)`, weighted
+    with `net.group.weights` for rotations. They are equivariant: transforming an input moves it along the trailing
+    axes. Their layout is
 
     - `FiniteGroupCNN`: (N1, N2, order) over $g g'^{-1}$, with full supports; otherwise (N1, N2, order, order)
       over $g$ and $g'$;
     - `PlanarGroupCNN`: (N1, N2, order, P, P) over $s = r' r^{-1}$, $t$ and $t'$, for group elements $(t, r)$
       and $(t', r')$ made of one of the P positions and a rotation or reflection;
-    - `CNN`: (N1, N2, P, P) over $t$ and $t'$.
+    - `CNN`: (N1, N2, P, P) over $t$ and $t'$;
+    - `SphericalCNN`: (N1, N2, order) over the nodes R of the quadrature, for the inputs $f$ and $\rho(R) f'$.
 
     Args:
         net: a convolutional architecture.
@@ -37,8 +39,8 @@ def unpooled_kernels(
 
     Raises:
         ValueError: if inputs are not finite 2-D arrays of the right dimension, if the network flattens instead of
-            pooling, if a Gaussian moment of the activation diverges, or if both kernels together would take more
-            than 16 GiB (naming the size in bytes).
+            pooling, if a Gaussian moment of the activation diverges, if kernel values overflow, or if both kernels
+            together would take more than 16 GiB (naming the size in bytes).
         TypeError: if `net` is not a convolutional architecture.
     """
     _checks.instance("net", net, AbstractPoolingNetwork, "a convolutional architecture such as gpntk.CNN")
@@ -50,7 +52,7 @@ def unpooled_kernels(
     ]
     for part in features:
         net.check_moments(part)
-    return tuple(_unpooled(net, *features))
+    return finite(tuple(_unpooled(net, *features)))
 
 
 def _check_size(net, *inputs) -> None:

@@ -101,6 +101,11 @@ def test_inversion_comes_after_the_rotations():
     np.testing.assert_allclose(improper, proper * (-1.0) ** np.repeat([0, 1, 2], [1, 3, 5]), atol=1e-15)
 
 
+def test_whole_numbers_are_turned_as_numbers():
+    group, x = SO3(2, quadrature_bandlimit=2), np.arange(8).reshape(2, 4)
+    np.testing.assert_array_equal(group.act(x), group.act(x.astype(float)))
+
+
 def test_groups_are_values():
     group = SO3(4, 2, "healpix", 5, nside=2)
     assert pickle.loads(pickle.dumps(group)) == group

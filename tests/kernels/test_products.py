@@ -35,6 +35,7 @@ def test_products_are_those_with_the_matrix(name, block_size, x64):
     np.testing.assert_allclose(operator.columns(np.array([2, 7])), gram[:, [2, 7]], atol=1e-12)
     cross = np.asarray(kernel.cross_covariance(X_NEW, X))
     np.testing.assert_allclose(operator.cross_product(X_NEW, VECTORS), cross @ VECTORS, atol=1e-12)
+    np.testing.assert_allclose(operator.cross_product(X_NEW, VECTORS[:, 0]), cross @ VECTORS[:, 0], atol=1e-12)
 
 
 def test_a_single_precision_kernel_is_accumulated_in_double(x64):
@@ -88,3 +89,5 @@ def test_misuse_is_explained(x64):
         GramOperator(NTK(NET), X[0])
     with pytest.raises(ValueError, match=r"Vectors must have shape \(23,\) or \(23, m\), got \(9, 5\)"):
         GramOperator(NTK(NET), X) @ X_NEW
+    with pytest.raises(ValueError, match=r"Vectors must have shape \(23,\) or \(23, m\), got \(24, 5\)"):
+        GramOperator(NTK(NET), X).cross_product(X_NEW, np.ones((24, 5)))

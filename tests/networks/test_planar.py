@@ -193,6 +193,13 @@ def test_finite_features_and_unpooled_kernels_are_equivariant(name):
             np.testing.assert_allclose(after, before[:, :, left][..., back], atol=ROUNDING)
 
 
+def test_unpooled_kernels_that_overflow_are_refused():
+    # The NTK of a deep network is a multiple of the variances, which are numbers of single precision still.
+    net = gpntk.CNN((2, 2, 1), depth=8, filter_size=1)
+    with jax.enable_x64(False), pytest.raises(ValueError, match="Kernel values are not finite in float32"):
+        gpntk.unpooled_kernels(net, 8e18 * np.ones((1, 4)))
+
+
 def test_unpooled_cnn_kernels_average_to_the_pooled_ones():
     net = gpntk.CNN((3, 4, 1), 2, **VARIANCES)
     x, y = images(2, (3, 4, 1)), images(3, (3, 4, 1), seed=1)
