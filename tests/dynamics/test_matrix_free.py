@@ -267,7 +267,7 @@ def test_targets_of_any_size_scale_the_mean(scale, time):
     # Their squares are not numbers of single precision.
     with jax.enable_x64(False):
         unit, scaled = (
-            GradientFlow(NTK(NET), None, X, y, alpha=1.0, solver=MatrixFree(tolerance=1e-4)).mean(X_TEST, time)
+            GradientFlow(NTK(MLP()), None, X, y, alpha=1.0, solver=MatrixFree(tolerance=1e-4)).mean(X_TEST, time)
             for y in (Y, scale * Y)
         )
         np.testing.assert_allclose(np.asarray(scaled) / scale, unit, rtol=0, atol=1e-4 * np.abs(unit).max())
