@@ -317,9 +317,9 @@ def propagate(layers, nngp: Float[Array, "..."], features1, features2) -> Kernel
 def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
     """A variance as GPJax parameter, `None` for a bias variance of zero.
 
-    GPJax stores positive numbers through the inverse softplus. We store that number in double precision as
-    a NumPy array: JAX reads it in whatever precision is on where it is used, so that a network made before
-    `jax.enable_x64` is exact inside it.
+    GPJax stores positive numbers through the inverse softplus. We store that number as a scalar of NumPy in double
+    precision: JAX reads it in whatever precision is on where it is used, so that a network made before
+    `jax.enable_x64` is exact inside it. (Of an array of NumPy, JAX may remember the precision of earlier use.)
     """
     if isinstance(value, AbstractUnwrappable):
         if not _checks.is_traced(value):
@@ -336,7 +336,7 @@ def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
     if number == 0.0:
         return None
     unconstrained = number + np.log(-np.expm1(-number))
-    return eqx.tree_at(lambda p: p._unconstrained, PositiveReal(1.0), np.asarray(unconstrained))
+    return eqx.tree_at(lambda p: p._unconstrained, PositiveReal(1.0), np.float64(unconstrained))
 
 
 def _plain(value: Any) -> Any:

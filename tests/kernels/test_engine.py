@@ -86,6 +86,17 @@ def test_lists_of_pairs_equal_tiles(n, x64):
     np.testing.assert_array_equal(jnp.diagonal(gram), lx.diagonal(listed.diagonal(x)))
 
 
+def test_one_network_serves_both_precisions():
+    net, x = gpntk.MLP(bias_variance=0.1), np.random.default_rng(0).normal(size=(4, 3))
+    with jax.enable_x64(True):
+        # The trace keeps the bias variance as a constant in double precision.
+        _trace = jax.make_jaxpr(lambda x: x * net.bias_variance._unconstrained)(x)
+        exact = gpntk.NTK(net).gram(x).as_matrix()
+    single = gpntk.NTK(net).gram(x.astype(np.float32)).as_matrix()
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, exact, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [gpntk.NNGP, gpntk.NTK])
 @pytest.mark.parametrize(("n", "dtype"), [(1, jnp.float64), (511, jnp.float32), (513, jnp.float64)])
 def test_gram_is_symmetric_and_has_the_exact_diagonal_at_default_blocks(kind, dtype, n, x64):
