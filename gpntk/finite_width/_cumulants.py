@@ -199,6 +199,13 @@ def cumulants(
 
 
 def _with_layers(layers: list[Cumulants]) -> Cumulants:
+    if not all(
+        np.isfinite(getattr(layer, name)).all() for layer in layers for name in _MEANS + Statistics._fields
+    ):
+        raise ValueError(
+            "Statistics of order 1/n are not finite in double precision: their squares overflow or underflow. "
+            "Scale the inputs or the variances."
+        )
     return dataclasses.replace(layers[-1], layers=tuple(layers))
 
 

@@ -235,6 +235,8 @@ def test_bad_input():
         cumulants(gpntk.MLP(2, gpntk.Gaussian(b=1.0)), X)
     with pytest.raises(TypeError, match=r"`net` must be a gpntk\.MLP"):
         cumulants(gpntk.NTK(net), X)
+    with pytest.raises(ValueError, match="not finite in double precision: their squares overflow or underflow"):
+        gpntk.cumulants(gpntk.MLP(depth=1, activation=gpntk.Erf()), [[1e-80, 2e-80], [2e-80, -1e-80]])
     with pytest.raises(ValueError, match=r"`width` must be .* >= 1, got 0"):
         cumulants(net, X[:1]).at(0)
     with pytest.raises(ValueError, match="`n_samples` must be an integer >= 256, got 10"):
