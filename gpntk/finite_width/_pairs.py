@@ -304,7 +304,7 @@ def warn_if_narrow(width: float, variance: Float[np.ndarray, " N"], fluctuation:
     """
     relative = relative_fluctuation(variance, fluctuation)
     worst = float(np.max(relative))
-    if math.sqrt(worst / width) > 0.5:
+    if width < smallest_width(relative):
         warnings.warn(
             f"The width {width:g} is too small for an expansion in 1/width: the kernel of input "
             f"{int(np.argmax(relative))} with itself fluctuates by {math.sqrt(worst / width):.2f} of its mean. "
@@ -322,7 +322,8 @@ def relative_fluctuation(variance: Float[np.ndarray, " N"], fluctuation: Float[n
 
 def smallest_width(relative: Float[np.ndarray, " N"]) -> int:
     """The width at which no kernel of an input with itself fluctuates by more than half of its mean."""
-    return max(1, math.ceil(4.0 * float(np.max(relative))))
+    # Where it is a whole number, rounding errors must not ask for the next one.
+    return max(1, math.ceil(4.0 * float(np.max(relative)) * (1.0 - 1e-9)))
 
 
 # Share of the slope; rounding leaves 1e-20, a kink of ReLU's size about 0.1.
