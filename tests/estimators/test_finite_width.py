@@ -31,7 +31,7 @@ def test_closed_form_of_normalised_targets():
     [
         pytest.param({}, Y, id="closed form, two outputs"),
         pytest.param({}, Y[:, 0], id="closed form, one output"),
-        pytest.param(MCMC, Y[:, 0], id="mcmc, one output"),
+        pytest.param(MCMC, Y[:, 0], id="mcmc, one output", marks=pytest.mark.slow),
         pytest.param(MCMC, Y, id="mcmc, two outputs", marks=pytest.mark.slow),
     ],
 )
