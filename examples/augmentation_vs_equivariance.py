@@ -183,6 +183,7 @@ def finite_width(axes_members, axes_width, x, labels, shape, members):
     for colour, (title, values) in enumerate(floors.items()):
         value, error = np.transpose(values)
         axes_width.errorbar(WIDTHS, value, yerr=error, fmt="o-", color=f"C{colour}", label=title)
+    axes_width.plot(WIDTHS, value[0] * WIDTHS[0] / np.array(WIDTHS), "k--", lw=1, label="width$^{-1}$")
     axes_width.set(
         xlabel="width", ylabel="RMS difference, infinitely many members", title="(b) the floor, over width"
     )
