@@ -28,6 +28,7 @@ from gpntk.finite_width._pairs import (
 )
 from gpntk.finite_width._recursion import Statistics, next_layer
 from gpntk.networks import MLP, NetworkFeatures
+from gpntk.networks._network import network_features
 
 # Five tensors of N^4 numbers and their three sources, in eight replicates, with as much again for temporaries.
 _TENSORS_IN_MEMORY = 8 * 8 * 2
@@ -211,16 +212,10 @@ def _with_layers(layers: list[Cumulants]) -> Cumulants:
 
 def _infinite_width(net: MLP, x: Float[Array, "N D"]) -> tuple[NetworkFeatures, InputFeatures]:
     """Features of the inputs, checked, and statistics of each input at every layer."""
-    features = _features(net, x)
-    net.check_moments(features)
+    features = network_features(net, x)
     inputs = _inputs(net, features.embedded.variance)
     check_inputs(net, inputs)
     return features, inputs
-
-
-@eqx.filter_jit
-def _features(net, x):
-    return net.features(x)
 
 
 _inputs = eqx.filter_jit(input_features)

@@ -24,6 +24,7 @@ from scipy.stats import qmc
 
 from gpntk.finite_width._pair_maps import Derivatives, dual_by_covariances
 from gpntk.networks import MLP
+from gpntk.networks._network import network_features
 
 REPLICATES = 4
 _ENTRIES_AT_ONCE = 2**20
@@ -74,7 +75,7 @@ def random_kernel(net: MLP, x: Float[Array, "T D"]) -> RandomKernel:
     Raises:
         ValueError: if Gaussian moments of the activation diverge at these inputs.
     """
-    net.check_moments(_features(net, x))
+    network_features(net, x)
     weight, bias = network_variances(net, x.dtype)
     kernel = bias + weight * _inputs(net, x)
     layers = []
@@ -128,11 +129,6 @@ def network_variances(net: MLP, dtype) -> tuple[Float[Array, ""], Float[Array, "
     weight = jnp.asarray(val(net.weight_variance), dtype)
     bias = jnp.zeros((), dtype) if net.bias_variance is None else jnp.asarray(val(net.bias_variance), dtype)
     return weight, bias
-
-
-@eqx.filter_jit
-def _features(net, x):
-    return net.features(x)
 
 
 @eqx.filter_jit

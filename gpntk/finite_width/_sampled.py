@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gpntk import _checks
 from gpntk.networks import MLP
+from gpntk.networks._network import network_features
 
 _GROUPS = 64
 _NUMBERS_AT_ONCE = 2**25
@@ -93,14 +94,7 @@ def sample_cumulants(
 
 def _infinite_width(net, x):
     # Compiled: JAX mixes up precisions if variances are unwrapped outside of `jit` and later with another one.
-    features = _features(net, x)
-    net.check_moments(features)
-    return _kernels(net, features)
-
-
-@eqx.filter_jit
-def _features(net, x):
-    return net.features(x)
+    return _kernels(net, network_features(net, x))
 
 
 @eqx.filter_jit

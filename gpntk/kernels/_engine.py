@@ -468,15 +468,14 @@ def _all_finite(values):
 
 def checked_features(kernel: Any, x: Float[Array, "N D"]) -> Any:
     """The features of a kernel, refused where it cannot use them."""
-    features = compiled_features(kernel, x)
+    features = _compiled_features(kernel, x)
     kernel.check_features(features)
     return features
 
 
 @eqx.filter_jit
-def compiled_features(owner: Any, x: Float[Array, "N D"]) -> Any:
-    """The features that a kernel, or a network, has of the inputs."""
-    return owner.features(x)
+def _compiled_features(kernel, x):
+    return kernel.features(x)
 
 
 @eqx.filter_jit

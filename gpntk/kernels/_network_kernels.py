@@ -22,7 +22,6 @@ from gpntk.finite_width._pairs import (
 from gpntk.kernels._base import AbstractFeatureKernel
 from gpntk.kernels._engine import (
     BlockedComputation,
-    compiled_features,
     cross_blocks,
     cross_in_steps,
     default_block_size,
@@ -33,7 +32,7 @@ from gpntk.kernels._engine import (
     gram_in_steps,
 )
 from gpntk.networks import MLP, AbstractNetwork, KernelState
-from gpntk.networks._network import NetworkFeatures, variance_parameter
+from gpntk.networks._network import NetworkFeatures, network_features, variance_parameter
 
 # Arrays over pairs of inputs that the recursion at order 1/n holds at a time.
 _ARRAYS_PER_PAIR = 64
@@ -177,16 +176,14 @@ def nngp_and_ntk(
     x1 = _checks.inputs("x1", x1, net.n_features)
     sites = net.domain.sites_per_pair
     block_size, grouping = default_block_size(sites), default_grouping(sites)
-    features1 = compiled_features(net, x1)
-    net.check_moments(features1)
+    features1 = network_features(net, x1)
     if x2 is None:
         if progress and not _checks.is_traced(net, features1):
             return finite_gram(tuple(gram_in_steps(net.kernels, net.diagonal, features1, block_size)))
         return finite_gram(tuple(_gram(net, features1, grouping)))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
-    features2 = compiled_features(net, x2)
-    net.check_moments(features2)
+    features2 = network_features(net, x2)
     if progress and not _checks.is_traced(net, features1, features2):
         return finite(tuple(cross_in_steps(net.kernels, features1, features2, block_size)))
     return finite(tuple(_cross(net, features1, features2, grouping)))

@@ -7,8 +7,9 @@ import jax
 from jaxtyping import Array, Float
 
 from gpntk import _checks
-from gpntk.kernels._engine import compiled_features, finite
+from gpntk.kernels._engine import finite
 from gpntk.networks import AbstractPoolingNetwork
+from gpntk.networks._network import network_features
 
 _MOST_BYTES = 16 * 2**30
 
@@ -47,11 +48,9 @@ def unpooled_kernels(
     net.check_unpooled()
     _check_size(net, x1, x1 if x2 is None else x2)
     features = [
-        compiled_features(net, _checks.inputs(name, x, net.n_features))
+        network_features(net, _checks.inputs(name, x, net.n_features))
         for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2))
     ]
-    for part in features:
-        net.check_moments(part)
     return finite(tuple(_unpooled(net, *features)))
 
 

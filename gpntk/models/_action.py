@@ -10,7 +10,7 @@ from gpntk import _checks
 from gpntk.finite_width._action import QuarticAction
 from gpntk.finite_width._cumulants import cumulants
 from gpntk.finite_width._posterior import checked_targets
-from gpntk.models._setup import preparation
+from gpntk.models._setup import check_source, preparation
 from gpntk.networks import MLP
 
 
@@ -48,10 +48,8 @@ def quartic_action_regression(
         x = np.asarray(_checks.inputs("X", X))
         x_test = x[:0] if X_test is None else np.asarray(_checks.inputs("X_test", X_test))
     columns = np.ndim(y) == 2
-    if action is not None and (net is not None or width is not None):
-        raise ValueError("Pass either `action`, or `net` and `width`: the action knows the width.")
+    check_source(action, net, width)
     if action is None:
-        _checks.instance("net", net, MLP, "a gpntk.MLP")
         outputs = np.shape(y)[1] if columns else 1
         with preparation():
             statistics = cumulants(net, np.concatenate([x, x_test]))

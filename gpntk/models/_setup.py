@@ -40,6 +40,14 @@ def preparation():
         yield
 
 
+def check_source(action: Any, net: Any, width: Any) -> None:
+    """Refuse an action together with what it is made from, and neither."""
+    if action is not None and (net is not None or width is not None):
+        raise ValueError("Pass either `action`, or `net` and `width`: the action knows the width.")
+    if action is None:
+        _checks.instance("net", net, MLP, "a gpntk.MLP")
+
+
 class RandomKernelSetup:
     """The arguments that all models of the random kernel share, checked, and the arrays made from them."""
 
@@ -51,15 +59,12 @@ class RandomKernelSetup:
             raise ValueError(f"`retained` must be below 1, got {self.retained:g}.")
         self.most_modes = _checks.integer("most_modes", most_modes, minimum=1)
         check_points(n_points, seed)
-        if action is not None and (net is not None or width is not None):
-            raise ValueError("Pass either `action`, or `net` and `width`: the action knows the width.")
-        if action is None:
-            _checks.instance("net", net, MLP, "a gpntk.MLP")
-            if _checks.is_traced(net):
-                raise TypeError(
-                    "The variances of `net` must have values, because the model prepares itself from them. Their "
-                    "posterior is sampled by `gpntk.models.evidence_regression`."
-                )
+        check_source(action, net, width)
+        if _checks.is_traced(net):
+            raise TypeError(
+                "The variances of `net` must have values, because the model prepares itself from them. Their "
+                "posterior is sampled by `gpntk.models.evidence_regression`."
+            )
         self.floor, self.action, self.width = floor, action, width
         with preparation():
             self.x = np.asarray(_checks.inputs("X", X, None if net is None else net.n_features), np.float64)

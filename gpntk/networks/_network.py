@@ -314,6 +314,18 @@ def propagate(layers, nngp: Float[Array, "..."], features1, features2) -> Kernel
     return state
 
 
+def network_features(net: AbstractNetwork, x: Float[Array, "N D"]) -> NetworkFeatures:
+    """The compiled features of checked inputs, refused where a Gaussian moment of the activation diverges."""
+    features = _compiled_features(net, x)
+    net.check_moments(features)
+    return features
+
+
+@eqx.filter_jit
+def _compiled_features(net, x):
+    return net.features(x)
+
+
 def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:
     """A variance as GPJax parameter, `None` for a bias variance of zero.
 
