@@ -31,6 +31,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import gpntk
+from gpntk import plotting
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -255,10 +256,8 @@ def accuracy(axes, x, labels, shape, largest, n_test, seeds):
         if before is not None:
             print_row("    gain", *mean_and_error(scores - before))
         before = scores
-        axes.errorbar(sizes, mean, yerr=error, fmt="o-", ms=4, label=title)
-    axes.set(xscale="log", xticks=sizes, xticklabels=map(str, sizes), xlabel="training digits")
-    axes.set(ylabel="accuracy", title="(c) turned digits")
-    axes.minorticks_off()
+        plotting.plot_against_size(sizes, scores, ax=axes, label=title)
+    axes.set(xlabel="training digits", ylabel="accuracy", title="(c) turned digits")
     axes.legend()
 
 

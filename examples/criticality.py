@@ -84,7 +84,7 @@ def compare(net, x, panels, colour, label, bar):
     """Statistics of one network against depth, and those of sampled networks of several depths and widths."""
     theory = gpntk.cumulants(net, x)
     for name, axis in panels.items():
-        plotting.plot_against_depth(theory, name, axes=axis, color=colour, label=label)
+        plotting.plot_against_depth(theory, name, ax=axis, color=colour, label=label)
     for depth in SAMPLED_DEPTHS:
         layer = theory.layers[depth]
         units = {"V": layer.K**2, "theta1": layer.theta, "A": layer.theta**2}

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 import gpntk
+from gpntk import plotting
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -72,10 +73,8 @@ def main():
 
 
 def panel(axes, grid, mean, std, outputs, x, y):
-    axes.fill_between(
-        grid, mean - 2 * std, mean + 2 * std, color="C0", alpha=0.2, lw=0, label="infinite width: 2 std"
-    )
-    axes.plot(grid, mean, color="C0", lw=2.2, label="infinite width: mean")
+    label = "infinite width: mean and 2 std"
+    plotting.plot_band(grid, mean, std, ax=axes, color="C0", lw=2.2, label=label)
     for index, network in enumerate(outputs[:SAMPLES]):
         axes.plot(grid, network, color="0.45", lw=0.5, alpha=0.7, label=None if index else "some of the networks")
     sampled, spread = outputs.mean(0), outputs.std(0, ddof=1)

@@ -29,6 +29,7 @@ from sklearn.metrics.pairwise import laplacian_kernel
 from tqdm import tqdm
 
 import gpntk
+from gpntk import plotting
 from gpntk.datasets import (
     Molecules,
     atom_environments,
@@ -246,11 +247,9 @@ def report(results, name, path):
         mean = values.mean(0)
         error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(len(sizes))
         print(f"{title:32s}" + "".join(f"{m:9.2f} ± {e:4.2f}" for m, e in zip(mean, error, strict=True)))
-        left.errorbar(sizes, mean, error, marker="o", ms=4, capsize=3, label=title)
-    left.set(xscale="log", yscale="log", xlabel="training molecules", ylabel="mean absolute error (kcal/mol)")
-    left.set_xticks(sizes, [str(n) for n in sizes], minor=False)
+        plotting.plot_against_size(sizes, values, ax=left, label=title)
+    left.set(yscale="log", xlabel="training molecules", ylabel="mean absolute error (kcal/mol)", title=name)
     left.minorticks_off()
-    left.set(title=name)
     left.legend(fontsize=8)
     scatter = {t: np.abs(np.concatenate([s["scatter"][t] for s in shuffles])) for t in shuffles[0]["scatter"]}
     for title, values in scatter.items():

@@ -1,5 +1,6 @@
 """The code of README and documentation runs as a reader would type it, and the reference is complete."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,10 +16,11 @@ CODE = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTAL
 
 
 @pytest.mark.parametrize("page", [name for name, blocks in CODE.items() if blocks])
-def test_code_runs(page):
-    finished = subprocess.run(
-        [sys.executable, "-c", "\n".join(CODE[page])], capture_output=True, text=True, check=False
-    )
+def test_code_runs(page, tmp_path):
+    command = [sys.executable, "-c", "\n".join(CODE[page])]
+    environment = os.environ | {"MPLBACKEND": "Agg"}
+    # In a folder of its own, which files go to.
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert finished.returncode == 0, finished.stderr
 
 

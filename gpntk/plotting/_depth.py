@@ -6,6 +6,7 @@ import numpy as np
 
 from gpntk import _checks
 from gpntk.finite_width import Cumulants
+from gpntk.plotting._axes import axes_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ _UNITS = {
 
 
 def plot_against_depth(
-    cumulants: Cumulants, name: str = "V", *, index: int = 0, axes: "Axes | None" = None, **line: Any
+    cumulants: Cumulants, name: str = "V", *, index: int = 0, ax: "Axes | None" = None, **line: Any
 ) -> "Axes":
     r"""One statistic of one input at every layer, relative to its kernel and NTK, against the number of layers.
 
@@ -37,27 +38,27 @@ def plot_against_depth(
         cumulants: as `gpntk.cumulants` returns them.
         name: field of the statistic.
         index: which input.
-        axes: matplotlib axes; new ones by default.
-        **line: passed on to `axes.plot`.
+        ax: matplotlib axes; new ones by default.
+        **line: passed on to `ax.plot`.
 
     Returns:
         The axes.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: for an unknown statistic.
+        ValueError: for an unknown statistic or input.
         TypeError: if `cumulants` are not those of all layers.
     """
     _checks.instance("cumulants", cumulants, Cumulants, "what gpntk.cumulants(net, X) returns without `rank`")
     _checks.option("name", name, _UNITS)
-    if axes is None:
-        import matplotlib.pyplot as plt
-
-        axes = plt.figure(layout="constrained").add_subplot()
+    index = _checks.integer("index", index, minimum=0)
+    if index >= len(cumulants.K):
+        raise ValueError(f"`index` must be below {len(cumulants.K)}, the number of inputs, got {index}.")
     values = [_relative(layer, name, index) for layer in cumulants.layers]
-    axes.plot(np.arange(len(values)), values, **line)
-    axes.set(xlabel="layer", ylabel=_label(name))
-    return axes
+    ax = axes_for(ax)
+    ax.plot(np.arange(len(values)), values, **line)
+    ax.set(xlabel="layer", ylabel=_label(name))
+    return ax
 
 
 def _relative(layer: Cumulants, name: str, index: int) -> float:
