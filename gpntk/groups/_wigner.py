@@ -52,10 +52,11 @@ def _circle(quadrature: int) -> Float[np.ndarray, " 2B"]:
 
 def padded(a: Float[Array, "... L*L"], bandlimit: int) -> Float[Array, "... L 2L-1"]:
     """Coefficients on the sphere with an axis of degrees and one of orders, zero where |m| > l."""
+    xp = np if isinstance(a, np.ndarray) else jnp
     blocks = [a[..., columns] for columns in degree_slices(bandlimit)]
     margins = [(0, 0)] * (a.ndim - 1)
-    rows = [jnp.pad(block, [*margins, (bandlimit - 1 - degree,) * 2]) for degree, block in enumerate(blocks)]
-    return jnp.stack(rows, -2)
+    rows = [xp.pad(block, [*margins, (bandlimit - 1 - degree,) * 2]) for degree, block in enumerate(blocks)]
+    return xp.stack(rows, -2)
 
 
 @functools.lru_cache(maxsize=16)
@@ -106,15 +107,21 @@ def inverse_wigner(
     return values.reshape(*values.shape[:-3], quadrature_order(quadrature))
 
 
+def cosets(
+    coefficients: Float[Array, "... L 2L-1 2L-1"], inversion: bool
+) -> list[Float[Array, "... L 2L-1 2L-1"]]:
+    """Coefficients on the rotations and, with `inversion`, on those after x -> -x: odd degrees change sign."""
+    if not inversion:
+        return [coefficients]
+    parity = _as((-1.0) ** np.arange(coefficients.shape[-3]), coefficients)[:, None, None]
+    return [coefficients, parity * coefficients]
+
+
 def values_on_group(
     coefficients: Float[Array, "... L 2L-1 2L-1"], quadrature: int, inversion: bool
 ) -> Float[Array, "... sites"]:
-    """`inverse_wigner`; with `inversion` also for rotations that follow x -> -x, where odd degrees change sign."""
-    values = inverse_wigner(coefficients, quadrature)
-    if not inversion:
-        return values
-    parity = _as((-1.0) ** np.arange(coefficients.shape[-3]), coefficients)[:, None, None]
-    return jnp.concatenate([values, inverse_wigner(parity * coefficients, quadrature)], -1)
+    """`inverse_wigner`; with `inversion` also for rotations that follow x -> -x."""
+    return jnp.concatenate([inverse_wigner(part, quadrature) for part in cosets(coefficients, inversion)], -1)
 
 
 def forward_wigner(values: Float[Array, "... nodes"], bandlimit: int, quadrature: int):

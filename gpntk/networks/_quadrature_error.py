@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from gpntk import _checks
 from gpntk.activations import AbstractActivation
-from gpntk.groups._wigner import inverse_wigner, padded, quadrature_weights
+from gpntk.groups._wigner import cosets, inverse_wigner, padded, quadrature_order, quadrature_weights
 from gpntk.networks._mlp import MLP
 from gpntk.networks._network import NetworkFeatures, propagate
 
@@ -27,29 +27,37 @@ if TYPE_CHECKING:
     from gpntk.networks._spherical import SphericalCNN
 
 SMOOTH, KINKED = 1e-6, 1e-4
-_BANDLIMITS = (*range(4, 16), *range(16, 32, 2), *range(32, 49, 4))
-_SIGNALS = 8
+_LOWEST, _HIGHEST = 4, 48
+# Random signals: how many at most and at least, and how many numbers a rule may take for all of them.
+_MOST_SIGNALS, _FEWEST_SIGNALS, _NUMBERS = 1024, 8, 1 << 20
 _CHUNK = 1 << 15
-# Other random signals have errors of two times the largest of eight or less.
-_MARGIN = 3.0
+# The largest error of 1,500 random signals is up to this many times that of the ones looked at.
+_MARGIN = 4.0
+# The finer rule has errors of its own, for kinked activations a fifth, which may have the same sign.
+_MARGIN_OF_DIFFERENCES = 1.5
 
 
 def choose_quadrature(net: "SphericalCNN") -> int:
-    """The smallest bandlimit of a rule that is good enough for random signals, at most 48.
+    """The smallest bandlimit of a rule that is good enough for random signals, at most 48 or the signals' own.
 
     A relative error of 1e-6 for smooth activations and 1e-4 for those whose derivative jumps. Where the variances
     of the network are traced, it is chosen for those of a network by default; for a traced activation it is 2L +
     4.
     """
-    lowest = max(net.bandlimit, _BANDLIMITS[0])
-    candidates = [b for b in _BANDLIMITS if b >= lowest] or [lowest]
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         problem = _problem(net)
         if problem is None:
-            return max(lowest, 2 * net.bandlimit + 4)
+            return max(_LOWEST, 2 * net.bandlimit + 4)
         tolerance = KINKED if _is_kinked(problem) else SMOOTH
-        good = (b for b in candidates if _error(problem, b) <= tolerance)
-        return next(good, candidates[-1])
+        bad, good = None, None
+        for good in _levels(problem):
+            if _error(problem, good) <= tolerance:
+                break
+            bad = good
+        while bad is not None and good - bad > max(1, good // 16):
+            middle = (bad + good) // 2
+            bad, good = (bad, middle) if _error(problem, middle) <= tolerance else (middle, good)
+        return good
 
 
 def quadrature_error(net: "SphericalCNN") -> float:
@@ -63,7 +71,8 @@ def diagonal_error(net: "SphericalCNN", features: NetworkFeatures) -> float:
     """The largest relative error of the kernels of given inputs with themselves."""
     coarse = _diagonal(net, features)
     fine = _diagonal(net.replace(quadrature_bandlimit=_finer(net.quadrature_bandlimit)), features)
-    return _relative(*(np.stack(kernels) for kernels in (coarse, fine)))
+    coarse, fine = (np.stack(kernels) for kernels in (coarse, fine))
+    return _MARGIN_OF_DIFFERENCES * float(np.max(_relative(coarse, fine, fine.mean(-1, keepdims=True))))
 
 
 class _Problem(NamedTuple):
@@ -98,61 +107,95 @@ def _finer(quadrature: int) -> int:
     return math.ceil(1.5 * quadrature)
 
 
+def _relative(coarse, fine, typical) -> Float[np.ndarray, "kernels N"]:
+    """Errors in units of the kernel, or of a typical one where it is smaller.
+
+    Relative to itself alone the error of a kernel near zero has no bound: without biases odd activations give
+    signals of no mean over the sphere a kernel of zero.
+    """
+    scale = np.maximum(np.abs(fine), typical)
+    return np.abs(coarse - fine) / np.where(scale == 0, 1.0, scale)
+
+
 def _error(problem: _Problem, quadrature: int) -> float:
-    return _MARGIN * _relative(*(_kernels(problem, b) for b in (quadrature, _finer(quadrature))))
+    return _MARGIN * float(_probes(problem, quadrature).errors.max())
 
 
-def _relative(coarse: Float[np.ndarray, "... N"], fine: Float[np.ndarray, "... N"]) -> float:
-    return float(np.max(np.abs(coarse - fine) / np.where(fine == 0, 1.0, np.abs(fine))))
+class _Probes(NamedTuple):
+    """Random signals, the largest error of NNGP and NTK of each, and the mean kernels of random signals."""
+
+    signals: Float[np.ndarray, "signals channels L*L"]
+    errors: Float[np.ndarray, " signals"]
+    typical: Float[np.ndarray, "kernels 1"]
 
 
-def _kernels(problem: _Problem, quadrature: int) -> Float[np.ndarray, "2 signals"]:
-    """NNGP and NTK of random signals with themselves, by the rule of the given bandlimit."""
+def _probes(problem: _Problem, quadrature: int) -> _Probes:
     try:
-        return _remembered_kernels(problem, quadrature)
+        return _remembered_probes(problem, quadrature)
     except TypeError:  # an activation that holds arrays has no hash
-        return _remembered_kernels.__wrapped__(problem, quadrature)
+        return _remembered_probes.__wrapped__(problem, quadrature)
 
 
-@functools.lru_cache(maxsize=1024)
-def _remembered_kernels(problem: _Problem, quadrature: int) -> Float[np.ndarray, "2 signals"]:
-    products = _random_products(problem.bandlimit, problem.channels)
-    parity = (-1.0) ** np.arange(problem.bandlimit)[:, None, None]
-    cosets = [products, parity * products] if problem.inversion else [products]
-    correlations = [inverse_wigner(part, quadrature, np.einsum) for part in cosets]
-    means = [_mean_kernels(problem.pointwise, part, quadrature) for part in correlations]
+@functools.lru_cache(maxsize=256)
+def _remembered_probes(problem: _Problem, quadrature: int) -> _Probes:
+    """Errors of a rule: as many random signals as are affordable, those with the largest errors of coarser rules.
+
+    Errors of different signals differ by orders of magnitude, and mostly the same signals have large ones.
+    """
+    finer = _finer(quadrature)
+    n_signals = int(np.clip(_NUMBERS // quadrature_order(finer), _FEWEST_SIGNALS, _MOST_SIGNALS))
+    lowest, *further = _levels(problem)
+    if quadrature <= lowest:
+        signals, typical = _random_signals(n_signals, problem.channels, problem.bandlimit), None
+    else:
+        coarser = _probes(problem, max([lowest, *(level for level in further if 4 * level <= 3 * quadrature)]))
+        signals, typical = coarser.signals[np.argsort(-coarser.errors)[:n_signals]], coarser.typical
+    coarse, fine = (_kernels(problem, signals, b) for b in (quadrature, finer))
+    if typical is None:
+        typical = fine.mean(1, keepdims=True)
+    return _Probes(signals, _relative(coarse, fine, typical).max(0), typical)
+
+
+def _levels(problem: _Problem) -> list[int]:
+    """Bandlimits of rules, each larger by a third."""
+    levels = [max(problem.bandlimit, _LOWEST)]
+    while levels[-1] < _HIGHEST:
+        levels.append(min(math.ceil(4 * levels[-1] / 3), _HIGHEST))
+    return levels
+
+
+def _random_signals(n: int, channels: int, bandlimit: int) -> Float[np.ndarray, "n channels L*L"]:
+    """Coefficients, independent and normal, of signals of mean square 1."""
+    a = np.random.default_rng(0).normal(size=(n, channels, bandlimit**2))
+    return a / np.sqrt(np.sum(a**2, (1, 2), keepdims=True))
+
+
+def _kernels(problem: _Problem, signals, quadrature: int) -> Float[np.ndarray, "2 signals"]:
+    """NNGP and NTK of signals with themselves, by the rule of the given bandlimit."""
+    a = padded(signals, problem.bandlimit)
+    products = np.einsum("nclm,nclk->nlmk", a, a, optimize=True)
+    weights, means = quadrature_weights(quadrature), []
+    for part in cosets(products, problem.inversion):
+        correlations = inverse_wigner(part, quadrature, functools.partial(np.einsum, optimize=True))
+        means.append(_pointwise_kernels(problem, correlations) @ weights)
     return np.mean(means, axis=0)
 
 
-@functools.lru_cache(maxsize=32)
-def _random_products(bandlimit: int, channels: int) -> Float[np.ndarray, "signals L 2L-1 2L-1"]:
-    """Products of the coefficients of random signals of mean square 1, summed over channels."""
-    a = np.random.default_rng(0).normal(size=(_SIGNALS, channels, bandlimit**2))
-    a /= np.sqrt(np.sum(a**2, (1, 2), keepdims=True))
-    a = np.asarray(padded(a, bandlimit))
-    return np.einsum("nclm,nclk->nlmk", a, a)
-
-
-def _mean_kernels(mlp: MLP, correlations: Float[np.ndarray, "signals nodes"], quadrature: int):
+def _pointwise_kernels(problem: _Problem, correlations) -> Float[np.ndarray, "2 signals nodes"]:
     """In pieces of equal size, so that rules of all sizes share one compiled function."""
-    weights = quadrature_weights(quadrature)
-    total, (signals, nodes) = 0.0, correlations.shape
-    at_once = _CHUNK // signals
-    for start in range(0, nodes, at_once):
-        missing = (0, max(0, start + at_once - nodes))
-        piece = np.pad(correlations[:, start : start + at_once], [(0, 0), missing])
-        total = total + np.asarray(_weighted(mlp, piece, np.pad(weights[start : start + at_once], missing)))
-    return total
+    flat = np.pad(np.ravel(correlations), (0, -np.size(correlations) % _CHUNK)).reshape(-1, _CHUNK)
+    values = np.stack([np.stack(_dense_kernels(problem.pointwise, piece)) for piece in flat], 1)
+    return values.reshape(2, -1)[:, : np.size(correlations)].reshape(2, *np.shape(correlations))
 
 
 @eqx.filter_jit
-def _weighted(mlp, correlations, weights):
+def _dense_kernels(mlp, correlations):
     variance, features = jnp.ones(()), []
     for layer in mlp.layers:
         variance, layer_features = layer.transform_variance(variance)
         features.append(layer_features)
     state = propagate(mlp.layers, jnp.asarray(correlations), features, features)
-    return jnp.stack([kernel @ weights for kernel in state])
+    return tuple(state)
 
 
 def _is_kinked(problem: _Problem) -> bool:

@@ -86,7 +86,8 @@ class SphericalCNN(AbstractPoolingNetwork):
     nonlinearity needs and not the signal. Errors decrease geometrically for smooth activations, and with
     about the fourth power of the order for ReLU; they are largest for pairs on one orbit, among them all of a Gram
     diagonal. By default the order is chosen for a relative error of the diagonal of 1e-4 (activations with a kink)
-    or 1e-6, judged by random signals of mean square 1; `quadrature_error` tells what it is, for given signals too.
+    or 1e-6, which random signals of mean square 1 stay below; `quadrature_error` tells what it is, for given
+    signals too.
 
     Finite networks have white-noise filters, those on SO(3) up to the bandlimit of the quadrature. They are
     equivariant up to what the nonlinearity makes beyond it.
@@ -191,16 +192,20 @@ class SphericalCNN(AbstractPoolingNetwork):
         return arguments
 
     def quadrature_error(self, x: Float[Array, "N D"] | None = None) -> float:
-        """The relative error of the kernel of a signal with itself, the larger one of NNGP and NTK.
+        """A bound on the relative error of the kernel of a signal with itself, the larger one of NNGP and NTK.
 
-        Pairs of signals on different orbits have smaller errors. The estimate compares with a rule of half as many
-        nodes again in each angle.
+        Pairs of signals on different orbits have smaller errors. Relative to the kernel, or to its mean over the
+        signals where that is larger (without biases, odd activations give signals of no mean over the sphere a
+        kernel of zero). The estimate is 1.5 times the difference to a rule of half as many nodes again in each
+        angle; for random signals it is four times the difference for the worst of up to 1024, which covers
+        others: none of thousands had a larger error. Signals of a single degree, or symmetric about an axis, are
+        not typical and may.
 
         Args:
             x: signals, one per row; `None` means random ones of mean square 1, as the default order is chosen by.
 
         Returns:
-            The largest estimate, over signals and kernels.
+            The largest bound, over signals and kernels.
 
         Raises:
             ValueError: if `x` does not fit the architecture.
