@@ -11,10 +11,12 @@ E)^2]$, where a tilde means whitened by A. With the noise, directions that the d
 and eigenvectors of $\tilde V$ (modes) are left out only by their size in this metric. Test inputs are further rows
 $h_x$ of the factor $H = A^{1/2} e^{E/2}$ of the kernel,
 
-$$h_x = P_x A^{1/2} e^{E/2} + e_x, \qquad G_{xx} = |h_x|^2 + \rho_x, \qquad P = K_{xA} A^{-1},$$
+$$h_x = (P_x A^{1/2} + e_x)\, e^{E/2}, \qquad G_{xx} = |h_x|^2 + \rho_x, \qquad P = K_{xA} A^{-1},$$
 
 where to first order $e_x = (G_{xA} - P_x G_{AA}) A^{-1/2}$ and $\log \rho_x$ are Gaussian given the modes, by
-regression through V. Every row is added by itself, so that it does not depend on which others there are.
+regression through V. The weights of the noisy outputs in the posterior mean at x are then $P_x + e_x A^{-1/2}$,
+Gaussian too. With $e_x$ behind $e^{E/2}$ the model would be right to the same order, but farther from sampled
+networks. Every row is added by itself, so that it does not depend on which others there are.
 """
 
 import dataclasses
@@ -211,9 +213,8 @@ def append(
     mean_shift, by_evidence = np.zeros((len(weights), outputs)), np.zeros(len(weights))
     if y is not None:
         mean_shift, by_evidence = _not_sampled(gp, contract, whitened, modes, own_modes, squares)
-    half = 0.5 * np.einsum("kxi,kij->xj", modes[:, :, :size], whitened.directions)
     offset = rows @ np.asarray(whitener)
-    offset[:, :size] -= half
+    offset[:, :size] -= np.einsum("kxi,kij->xj", modes[:, :, :size], whitened.directions)
     log_scale_modes = own_modes / variance / np.sqrt(width)
     log_scale = (own_shift - own_squares + by_evidence) / variance / width - 0.5 * np.sum(
         log_scale_modes**2, axis=0

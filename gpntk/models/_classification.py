@@ -10,7 +10,7 @@ from gpntk import _checks
 from gpntk.finite_width._action import QuarticAction
 from gpntk.models._setup import (
     RandomKernelSetup,
-    factor_times,
+    half_exponential_times,
     posterior_rows,
     sample_exponent,
     sample_outputs,
@@ -78,13 +78,14 @@ def finite_width_classification(
     dtype = exponent.dtype
     shape = (setup.n_train, n_classes)
     latent = numpyro.sample("output_noise", Normal(jnp.zeros(shape, dtype), 1.0).to_event(2))
-    logits = factor_times(whitened, exponent, latent)
+    moved = half_exponential_times(exponent, latent)
+    logits = jnp.asarray(whitened.basis) @ (jnp.asarray(whitened.roots)[:, None] * moved)
     with numpyro.plate("data", setup.n_train):
         numpyro.sample("y", Categorical(logits=logits), obs=y)
     if X_test is None:
         return
     rows = setup.appended(None)
-    mean, variance = posterior_rows(rows, coordinates, exponent, latent, None)
+    mean, variance = posterior_rows(rows, coordinates, moved, None)
     sample_outputs(rows, mean, variance, True)
     noisy = numpyro.sample("logits", Normal(mean, jnp.sqrt(variance + nugget)).to_event(2))
     numpyro.deterministic("probabilities", jnp.exp(noisy - _log_normaliser(noisy)))

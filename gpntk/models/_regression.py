@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
@@ -15,12 +16,11 @@ from gpntk.finite_width._posterior import checked_targets
 from gpntk.finite_width._whitened import exponential
 from gpntk.models._setup import (
     RandomKernelSetup,
-    half_exponential,
+    half_exponential_times,
     posterior_rows,
     preparation,
     sample_exponent,
     sample_outputs,
-    solve_gram,
 )
 from gpntk.networks import MLP
 
@@ -116,17 +116,14 @@ def finite_width_regression(
     rows = setup.appended(observed)
     targets = basis.T @ targets.reshape(setup.n_train, outputs)
     if fixed:
-        size = len(exponent)
-        latent = targets / roots[:, None]
-        latent = jnp.concatenate([exponential(-0.5 * exponent, latent[:size]), latent[size:]])
-        spread = None
+        whitened_outputs, spread = targets / roots[:, None], None
     else:
-        factor = roots[:, None] * half_exponential(exponent, setup.n_train)
-        identity = jnp.eye(setup.n_train, dtype=factor.dtype)
-        scale_tril = jnp.linalg.cholesky(factor @ factor.T + excess * identity)
-        latent = factor.T @ solve_gram(scale_tril, targets)
-        spread = identity - factor.T @ solve_gram(scale_tril, factor)
-    sample_outputs(rows, *posterior_rows(rows, coordinates, exponent, latent, spread), columns)
+        # What of the targets is not noise above the floor.
+        kernel, scale_tril = noisy_factor(exponent, roots, excess)
+        whitened_kernel = kernel / roots[:, None]
+        whitened_outputs = whitened_kernel @ cho_solve((scale_tril, True), targets)
+        spread = excess * whitened_kernel @ cho_solve((scale_tril, True), jnp.diag(1.0 / roots))
+    sample_outputs(rows, *posterior_rows(rows, coordinates, whitened_outputs, spread), columns)
 
 
 class RandomKernelNormal(Distribution):
@@ -173,17 +170,21 @@ class RandomKernelNormal(Distribution):
         shape = (len(self.roots), *sample_shape, self.outputs)
         noise = jax.random.normal(key, shape, self.roots.dtype).reshape(len(self.roots), -1)
         if self.excess is None:
-            size = len(self.exponent)
-            moved = jnp.concatenate([exponential(0.5 * self.exponent, noise[:size]), noise[size:]])
-            moved = self.roots[:, None] * moved
+            moved = self.roots[:, None] * half_exponential_times(self.exponent, noise)
         else:
             moved = self._scale_tril() @ noise
         value = jnp.moveaxis((self.basis @ moved).reshape(shape), 0, -2)
         return value if self.columns else value[..., 0]
 
     def _scale_tril(self):
-        factor = self.roots[:, None] * half_exponential(self.exponent, len(self.roots))
-        return jnp.linalg.cholesky(factor @ factor.T + self.excess * jnp.eye(len(self.roots)))
+        return noisy_factor(self.exponent, self.roots, self.excess)[1]
+
+
+def noisy_factor(exponent, roots, excess):
+    """The random kernel with its floor, and the lower factor of it with the excess of the noise, (N, N) each."""
+    half = half_exponential_times(exponent, jnp.diag(roots))
+    kernel = half.T @ half
+    return kernel, jnp.linalg.cholesky(kernel + excess * jnp.eye(len(roots), dtype=kernel.dtype))
 
 
 def _noise_floor(noise_variance: Any) -> float:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jax.scipy.linalg import cho_solve
 from numpyro.distributions import Distribution, Normal, constraints
 
 from gpntk import _checks
@@ -147,46 +146,37 @@ def sample_exponent(whitened: WhitenedKernel):
     return coordinates, offset + jnp.einsum("k,kij->ij", coordinates, modes)
 
 
-def factor_times(whitened: WhitenedKernel, exponent, columns):
-    """H times columns: the factor of the kernel with its floor, from coordinates to inputs."""
+def half_exponential_times(exponent, columns):
+    """exp(E/2) times columns, in the coordinates of the modes."""
     size = len(exponent)
-    moved = jnp.concatenate([exponential(0.5 * exponent, columns[:size]), columns[size:]])
-    return jnp.asarray(whitened.basis) @ (jnp.asarray(whitened.roots)[:, None] * moved)
+    return jnp.concatenate([exponential(0.5 * exponent, columns[:size]), columns[size:]])
 
 
-def half_exponential(exponent, size: int):
-    """exp(E/2), of the given size."""
-    small = exponential(0.5 * exponent, jnp.eye(len(exponent), dtype=exponent.dtype))
-    return jnp.eye(size, dtype=exponent.dtype).at[: len(exponent), : len(exponent)].set(small)
-
-
-def posterior_rows(rows: AppendedRows, coordinates, exponent, latent, spread):
+def posterior_rows(rows: AppendedRows, coordinates, whitened_outputs, spread):
     r"""Mean and variance of the outputs at the test inputs, (M, q) each.
 
-    The outputs at the training inputs and their noise up to the floor are $H \epsilon$, those at a test input
-    $h_x \epsilon + \sqrt{\rho_x}\,\epsilon_x$.
+    With u the outputs at the training inputs and their noise up to the floor, those at a test input are
+    $(P_x A^{1/2} + e_x) A^{-1/2} u + \sqrt{\rho_x}\,\epsilon_x$.
 
     Args:
         rows: at the test inputs.
         coordinates: of the modes.
-        exponent: E.
-        latent: the mean of $\epsilon$, (N, q).
-        spread: the covariance of $\epsilon$, (N, N), the same for all outputs; `None` if it is known.
+        whitened_outputs: the mean of $A^{-1/2} u$, (N, q).
+        spread: the covariance of it, (N, N), the same for all outputs; `None` if u is known.
     """
-    loadings, remainder = jnp.asarray(rows.loadings), jnp.asarray(rows.remainder)
-    extra = jnp.asarray(rows.offset) + jnp.einsum("k,kxi->xi", coordinates, jnp.asarray(rows.modes))
-    size = len(exponent)
-    moved = exponential(0.5 * exponent, loadings[:, :size].T).T
-    heights = jnp.concatenate([moved, loadings[:, size:]], axis=1) + extra
+    remainder = jnp.asarray(rows.remainder)
+    weights = jnp.asarray(rows.loadings + rows.offset)
+    weights += jnp.einsum("k,kxi->xi", coordinates, jnp.asarray(rows.modes))
     log_scale = jnp.asarray(rows.log_scale_offset) + coordinates @ jnp.asarray(rows.log_scale_modes)
     variance = jnp.asarray(rows.variance) * jnp.exp(log_scale)
     if spread is not None:
-        variance += jnp.einsum("xi,ij,xj->x", heights, spread, heights) + jnp.einsum(
+        variance += jnp.einsum("xi,ij,xj->x", weights, spread, weights) + jnp.einsum(
             "xij,ij->x", remainder, spread
         )
-    by_target = jnp.einsum("xij,iq,jq->xq", remainder, latent, latent)
+    by_target = jnp.einsum("xij,iq,jq->xq", remainder, whitened_outputs, whitened_outputs)
     # A difference of two large numbers where all modes are kept.
-    return heights @ latent + jnp.asarray(rows.mean_shift), variance[:, None] + jnp.maximum(by_target, 0.0)
+    variance = variance[:, None] + jnp.maximum(by_target, 0.0)
+    return weights @ whitened_outputs + jnp.asarray(rows.mean_shift), variance
 
 
 class ColumnNormal(Distribution):
@@ -232,8 +222,3 @@ def sample_outputs(rows: AppendedRows, mean, variance, columns: bool) -> None:
     noise = ColumnNormal(jnp.zeros_like(mean), jnp.ones_like(mean), jnp.asarray(rows.correlation_factor))
     standard = numpyro.sample("f_noise", noise)
     numpyro.deterministic("f", shape(mean + jnp.sqrt(variance) * standard))
-
-
-def solve_gram(scale_tril, columns):
-    """The inverse of a matrix with the given factor, times columns."""
-    return cho_solve((scale_tril, True), columns)
