@@ -129,6 +129,31 @@ def test_draws_have_the_moments_of_the_density(x64, statistics, draw):
         assert np.all(np.abs(power.mean(0) - expected) < 4 * error)
 
 
+def test_draws_of_many_outputs(x64, statistics):
+    """Twelve numbers each, against importance sampling from the Gaussian."""
+    action = QuarticAction.from_cumulants(statistics, 200, 6)
+    squared_norm = lambda z: np.einsum("sai,ab,sbi->s", z, action.g, z)  # noqa: E731
+    drawn = squared_norm(np.asarray(action.sample(jax.random.key(0), (20_000,))))
+    factor = np.linalg.cholesky(np.linalg.inv(action.g))
+    z = factor @ np.random.default_rng(4).normal(size=(200_000, *action.event_shape))
+    value = squared_norm(z)
+    weights = np.exp(0.5 * value - np.asarray(action.action(z))) * (value < action.squared_radius)
+    for power in (1, 2, 3):
+        expected = np.average(value**power, weights=weights)
+        spread = np.sqrt(np.mean((weights * (value**power - expected)) ** 2) / 200_000) / weights.mean()
+        error = np.hypot(spread, np.std(drawn**power) / 20_000**0.5)
+        assert abs(np.mean(drawn**power) - expected) < 4 * error, power
+        assert error < 0.03 * expected
+    # The quartic term is seen.
+    assert np.mean(drawn) > 12 + 10 * np.std(drawn) / 20_000**0.5
+    assert drawn.max() < action.squared_radius
+
+
+def test_keys_are_checked(statistics):
+    with pytest.raises(TypeError, match="`key` must be a JAX random key, such as"):
+        QuarticAction.from_cumulants(statistics, 100).sample(0)
+
+
 def test_support_and_its_coordinates(x64, statistics):
     action = QuarticAction.from_cumulants(statistics, 100, 2)
     transform = numpyro.distributions.biject_to(action.support)
