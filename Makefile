@@ -36,8 +36,8 @@ typecheck: $(VENV)/installed-dev ## check the types
 docs: $(VENV)/installed-docs ## build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(VENV)/installed-bench ## time kernels of MLPs beside neural-tangents; benchmarks/ has more
-	$(BIN)/python benchmarks/mlp_kernels.py
+bench: $(VENV)/installed-bench ## run all benchmarks at small sizes; without --short they take hours
+	$(BIN)/python benchmarks/run.py --short
 
 clean: ## remove the environments and everything that was built
 	rm -rf $(VENV) $(OLDEST) .bench build dist site

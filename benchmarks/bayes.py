@@ -1,6 +1,8 @@
 """Posteriors of a Bayesian network of finite width: NUTS over its random kernel against NUTS over its weights.
 
-    python benchmarks/bayes.py [--large]
+    python benchmarks/bayes.py             # some minutes
+    python benchmarks/bayes.py --large     # and the posterior of 100 observations
+    python benchmarks/bayes.py --short     # does it run?
 
 The same network, data and noise; the figure of merit is effective samples per second of the posterior of the
 outputs at test inputs (the smallest over inputs), the first call (set-up, compilation and warm-up) apart from
@@ -34,20 +36,32 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--large", action="store_true", help="also 100 training inputs at width 512")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the results go, as JSON")
+    parser.add_argument("--short", action="store_true", help="few draws: only shows that the benchmark works")
     args = parser.parse_args()
+    draws, networks = 1000, 100_000
+    if args.short:
+        draws, networks, args.output = 50, 2000, args.output.with_name("bayes_short.json")
     with jax.enable_x64(True):
-        results = {"hardware": measure.hardware(), "comparison": compare()}
+        results = measure.context() | {"comparison": compare(draws, networks)}
         if args.large:
             results["large"] = large()
     measure.write_json(args.output, results)
 
 
-def compare():
+def compare(draws, networks):
+    """Both samplers with `draws` draws of each of two chains, against the posterior from so many networks."""
     rng = np.random.default_rng(0)
     x, x_test = rng.normal(size=(8, 2)), rng.normal(size=(10, 2))
     y = np.sin(1.5 * x[:, 0]) + NOISE_VARIANCE**0.5 * rng.normal(size=8)
     exact = gpntk.sample_finite_width_posterior(
-        NETWORK, x, y, x_test, width=WIDTH, noise_variance=NOISE_VARIANCE, n_samples=100_000, key=jax.random.key(0)
+        NETWORK,
+        x,
+        y,
+        x_test,
+        width=WIDTH,
+        noise_variance=NOISE_VARIANCE,
+        n_samples=networks,
+        key=jax.random.key(0),
     )
     options = {"net": NETWORK, "width": WIDTH, "noise_variance": NOISE_VARIANCE}
 
@@ -61,7 +75,7 @@ def compare():
     }
     rows, results = [], {}
     for name, (model, arguments, keywords, outputs) in candidates.items():
-        mcmc = MCMC(NUTS(model), num_warmup=500, num_samples=1000, num_chains=2, chain_method="sequential",
+        mcmc = MCMC(NUTS(model), num_warmup=draws // 2, num_samples=draws, num_chains=2, chain_method="sequential",
                     progress_bar=False)  # fmt: skip
         first = measure.seconds(lambda m=mcmc, a=arguments, k=keywords: m.warmup(jax.random.key(0), *a, **k))
         sampling = measure.seconds(lambda m=mcmc, a=arguments, k=keywords: m.run(jax.random.key(1), *a, **k))

@@ -57,7 +57,7 @@ def main() -> None:
         args.repeat, args.output = 2, args.output.with_name("finite_width_short.json")
     jax.config.update("jax_enable_x64", True)
 
-    results: dict[str, Any] = {"hardware": measure.hardware(), "versions": {"jax": jax.__version__}}
+    results = measure.context()
     cases = [
         ("erf", 2, [("gk21", 1e-3)]),
         ("erf", 3, [("gk21", 1e-3), ("gk21", 1e-6), ("genz-malik", 1e-3), ("genz-malik", 1e-4)]),

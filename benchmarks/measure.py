@@ -13,6 +13,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,23 @@ def hardware() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": model, "cores": cores, "memory_gib": round(memory / 2**30, 1), "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of gpntk, and of what it computes with that is installed in this environment."""
+    found = {"python": platform.python_version()}
+    for name in ("gpntk", "jax", "jaxlib", "numpy", "gpjax", "numpyro", "s2fft", "scikit-learn", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a source tree on the path, or a library that the benchmark does not need
+            continue
+    return found
+
+
+def context() -> dict[str, Any]:
+    """When, on what and with what a benchmark ran: the head of its results."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"date": date, "hardware": hardware(), "versions": versions()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -26,8 +26,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -300,17 +298,6 @@ def show(records: list[dict[str, Any]]) -> str:
     return measure.table(header, rows)
 
 
-def versions() -> dict[str, str]:
-    """Of gpntk and what it computes with, in this process."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("gpntk", "jax", "jaxlib", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a source tree on the path, not installed
-            found[name] = "source tree"
-    return found
-
-
 def main() -> None:
     args = arguments()
     x = inputs(args.n, args.d)
@@ -337,14 +324,11 @@ def main() -> None:
     settings = {
         key: getattr(args, key) for key in ("n", "d", "depth", "weight_variance", "bias_variance", "repeat")
     }
-    content = {
+    content = measure.context() | {
         "benchmark": "NNGP and NTK Gram matrices of an MLP, float32, CPU",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "settings": settings,
         "memory_definition": measure.MEMORY_DEFINITION,
-        "versions": versions(),
         "peer_versions": peer_versions,
-        "hardware": hardware,
         "results": records,
     }
     measure.write_json(args.output, content)

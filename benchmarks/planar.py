@@ -56,7 +56,7 @@ def main() -> None:
     if args.large:
         results["gram_200"] = in_fresh_process(200)
     else:
-        results |= {"hardware": measure.hardware(), "versions": {"jax": jax.__version__}}
+        results |= measure.context()
         results["speed"] = speed(args.repeat)
         results["growth"] = growth(3 if args.short else args.repeat, args.short)
         results["gram_32"] = in_fresh_process(4 if args.short else 32)

@@ -61,7 +61,7 @@ def main() -> None:
     if args.large:
         results["gram_1000"] = in_fresh_process(1000)
     else:
-        results |= {"hardware": measure.hardware(), "versions": {"jax": jax.__version__}}
+        results |= measure.context()
         bandlimits = (2,) if args.short else (2, 4, 6)
         results["bandlimits"] = {str(bandlimit): compare(bandlimit, args) for bandlimit in bandlimits}
         results["gram_100"] = in_fresh_process(10 if args.short else 100)

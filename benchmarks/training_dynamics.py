@@ -49,7 +49,7 @@ def main() -> None:
     if args.short:
         args.n, args.repeat, args.output = 300, 2, args.output.with_name("training_dynamics_short.json")
 
-    results = {"hardware": measure.hardware(), "settings": {"n": args.n, "d": args.d, "n_test": args.n_test}}
+    results = measure.context() | {"settings": {"n": args.n, "d": args.d, "n_test": args.n_test}}
     results["fit_and_predict"] = time_everything(args)
     if not args.no_peer:
         results["agreement"] = agreement()
