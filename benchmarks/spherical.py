@@ -240,10 +240,10 @@ def in_fresh_process(n: int) -> dict[str, float]:
 def gram(n: int) -> dict[str, float]:
     net = network(6, channels=10)
     x = signals(n, net)
-    kernels = []
+    kernels, engine = [], gpntk.BlockedComputation(progress=True)
 
     def compute():
-        kernels.append(jax.block_until_ready(gpntk.nngp_and_ntk(net, x, progress=True)))
+        kernels.append(jax.block_until_ready(gpntk.nngp_and_ntk(net, x, compute_engine=engine)))
 
     seconds = measure.seconds(compute)
     assert all(np.isfinite(k).all() for k in kernels[0])

@@ -42,6 +42,7 @@ WIDTHS, MEMBERS, TIME = (4, 8, 16), 64, 6.0
 # For (c), on digits it does not use, 3 layers were best for the CNN; the MLP is indifferent.
 DEEPER = {**ARGUMENTS, "depth": 3}
 SIZES = (25, 50, 100, 200, 500)
+ENGINE = gpntk.BlockedComputation(progress=True)
 
 
 def main():
@@ -247,7 +248,7 @@ def accuracy(axes, x, labels, shape, largest, n_test, seeds):
     before = None
     for title, net in nets.items():
         # One Gram matrix of all digits serves every split.
-        ntk = np.asarray(gpntk.nngp_and_ntk(net, x, progress=True)[1], np.float64)
+        ntk = np.asarray(gpntk.nngp_and_ntk(net, x, compute_engine=ENGINE)[1], np.float64)
         scores = np.array(
             [[score(ntk, labels, split[:size], split[-n_test:]) for size in sizes] for split in splits]
         )

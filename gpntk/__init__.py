@@ -55,6 +55,7 @@ _PUBLIC = {
         "SlotSum",
         "Sum",
         "nngp_and_ntk",
+        "stream_kernel_matrix",
         "unpooled_kernels",
     ),
     "groups": (),

@@ -14,7 +14,8 @@ from gpjax.kernels.computations import AbstractKernelComputation
 from jaxtyping import Array, Float
 
 from gpntk import _checks
-from gpntk.kernels._engine import BlockedComputation, Grouping, default_grouping
+from gpntk.kernels._engine import BlockedComputation
+from gpntk.kernels._tiles import Grouping, default_grouping
 
 
 class AbstractFeatureKernel(AbstractKernel):

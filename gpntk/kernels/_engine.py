@@ -1,15 +1,15 @@
-"""The compute engine: blocks, triangles and memory. Nothing else in the package knows about them.
+"""The compute engine: tiles, triangles, devices and memory. Nothing outside of this folder knows about them.
 
 A kernel hands over per-input features and a pure function of two sets of features. The engine evaluates
-that function on tiles, or on a few pairs at a time where a pair is so expensive that tiles would be small, and
-assembles the matrix inside one compiled loop; it works under `jit`, `grad` and `vmap`, and recomputes tiles in
-the backward pass instead of storing them.
+that function on tiles (`_tiles`), on the devices of a mesh (`_sharding`), or block by block into the memory of the
+host (`HostBlocks`), from where `_streaming` writes files.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,422 +17,215 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from gpjax.kernels.computations import AbstractKernelComputation
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from gpntk import _checks
-
-# Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
-_PAIRS_PER_TILE = 512 * 512
-_TILES_AT_ONCE = 2
-# Where tiles would have fewer inputs on a side, pairs are listed: no mirror images on the diagonal, less padding.
-_SMALLEST_TILE = 16
-# A progress bar moves this often.
-_STEPS = 100
-
-
-class PairList(NamedTuple):
-    """Pairs of inputs are evaluated from a list, so many at a time, and not in tiles."""
-
-    at_once: int
-
-
-Grouping = int | PairList
-"""How pairs of inputs are evaluated together: in tiles with so many inputs on either side, or from a list."""
-
-
-def cross_blocks(pair: Callable, features1: Any, features2: Any, grouping: Grouping) -> Any:
-    """`pair(features1, features2)`, a few pairs at a time.
-
-    Args:
-        pair: maps the features of n1 and n2 inputs to a pytree of (n1, n2) arrays.
-        features1: pytree of arrays with leading axis N1.
-        features2: pytree of arrays with leading axis N2.
-        grouping: largest number of inputs on either side of a tile, or `PairList`.
-
-    Returns:
-        A pytree of (N1, N2) arrays.
-    """
-    if isinstance(grouping, PairList):
-        shape = _size(features1), _size(features2)
-        rows, columns = np.indices(shape).reshape(2, -1)
-        values = _listed_pairs(pair, features1, features2, rows, columns, grouping)
-        return jax.tree.map(lambda leaf: leaf.reshape(shape), values)
-    tiling1, tiling2 = _Tiling.of(features1, grouping), _Tiling.of(features2, grouping)
-    if tiling1.tiles == tiling2.tiles == 1:
-        return pair(features1, features2)
-    features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
-
-    def evaluate(row, column):
-        return pair(tiling1.take(features1, row), tiling2.take(features2, column))
-
-    def write(matrix, tile, row, column):
-        return jax.lax.dynamic_update_slice(matrix, tile, (row * tiling1.block, column * tiling2.block))
-
-    rows, columns = np.indices((tiling1.tiles, tiling2.tiles)).reshape(2, -1)
-    matrix = _assemble(evaluate, write, rows, columns, (tiling1.padded, tiling2.padded))
-    return jax.tree.map(lambda leaf: leaf[: tiling1.size, : tiling2.size], matrix)
-
-
-def gram_blocks(pair: Callable, diagonal: Callable, features: Any, grouping: Grouping) -> Any:
-    """`pair(features, features)` from its upper triangle: symmetric bit for bit.
-
-    Args:
-        pair: maps the features of n1 and n2 inputs to a pytree of (n1, n2) arrays.
-        diagonal: maps the features of n inputs to the same pytree of (n,) arrays, the exact diagonal.
-        features: pytree of arrays with leading axis N.
-        grouping: largest number of inputs on a side of a tile, or `PairList`.
-
-    Returns:
-        A pytree of (N, N) arrays.
-    """
-    diagonals = diagonal_blocks(diagonal, features, grouping)
-    if isinstance(grouping, PairList):
-        rows, columns = np.triu_indices(_size(features), 1)
-        values = _listed_pairs(pair, features, features, rows, columns, grouping)
-
-        def mirrored(values, diagonal):
-            matrix = jnp.diag(diagonal)
-            return matrix.at[rows, columns].set(values).at[columns, rows].set(values)
-
-        return jax.tree.map(mirrored, values, diagonals)
-    tiling = _Tiling.of(features, grouping)
-    if tiling.tiles == 1:
-        return jax.tree.map(_symmetric, pair(features, features), diagonals)
-    features, diagonals = tiling.pad(features), tiling.pad(diagonals)
-
-    def evaluate(row, column):
-        part = tiling.take(features, row)
-        return jax.tree.map(_Tile, pair(part, tiling.take(features, column)), tiling.take(diagonals, row))
-
-    def write(matrix, tile, row, column):
-        upper = jnp.where(row == column, _symmetric(tile.values, tile.diagonal), tile.values)
-        row, column = row * tiling.block, column * tiling.block
-        matrix = jax.lax.dynamic_update_slice(matrix, tile.values.T, (column, row))
-        return jax.lax.dynamic_update_slice(matrix, upper, (row, column))
-
-    rows, columns = np.triu_indices(tiling.tiles)
-    matrix = _assemble(evaluate, write, rows, columns, (tiling.padded, tiling.padded))
-    return jax.tree.map(lambda leaf: leaf[: tiling.size, : tiling.size], matrix)
-
-
-def diagonal_blocks(diagonal: Callable, features: Any, grouping: Grouping) -> Any:
-    """`diagonal(features)`, for as many inputs at a time as a tile or a list has pairs.
-
-    Args:
-        diagonal: maps the features of n inputs to a pytree of (n,) arrays.
-        features: pytree of arrays with leading axis N.
-        grouping: number of inputs on the side of a tile, or `PairList`.
-
-    Returns:
-        A pytree of (N,) arrays.
-    """
-    tiling = _Tiling.of(features, grouping.at_once if isinstance(grouping, PairList) else grouping**2)
-    if tiling.tiles == 1:
-        return diagonal(features)
-    features = tiling.pad(features)
-    parts = jax.lax.map(lambda index: diagonal(tiling.take(features, index)), np.arange(tiling.tiles))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: tiling.size], parts)
-
-
-def _listed_pairs(pair: Callable, features1: Any, features2: Any, rows, columns, grouping: PairList) -> Any:
-    """The kernel of each pair (rows[i], columns[i]) of inputs, a few at a time."""
-    steps = max(1, math.ceil(len(rows) / grouping.at_once))
-    at_once = math.ceil(len(rows) / steps)
-    # Zeros are as good as any other input, and present.
-    lists = [np.pad(index, (0, steps * at_once - len(rows))).reshape(steps, at_once) for index in (rows, columns)]
-
-    def single(row, column):
-        left, right = (
-            jax.tree.map(lambda leaf, i=i: leaf[i, None], f) for f, i in ((features1, row), (features2, column))
-        )
-        return jax.tree.map(lambda leaf: leaf[0, 0], pair(left, right))
-
-    evaluate = jax.checkpoint(jax.vmap(single))
-    values = jax.lax.map(lambda index: evaluate(*index), tuple(lists))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: len(rows)], values)
-
-
-def cross_product_blocks(
-    pair: Callable, features1: Any, features2: Any, vectors: Float[Array, "N2 m"], block_size: int
-) -> Float[Array, "N1 m"]:
-    """`pair(features1, features2) @ vectors`, tile by tile: none is kept.
-
-    Args:
-        pair: maps the features of n1 and n2 inputs to an (n1, n2) array.
-        features1: pytree of arrays with leading axis N1.
-        features2: pytree of arrays with leading axis N2.
-        vectors: (N2, m).
-        block_size: largest number of inputs on either side of a tile.
-
-    Returns:
-        (N1, m), accumulated in the more precise of the two dtypes.
-    """
-    tiling1, tiling2 = _Tiling.of(features1, block_size), _Tiling.of(features2, block_size)
-    features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
-    vectors = tiling2.pad_with_zeros(vectors)
-
-    @jax.checkpoint
-    def product(row, column, vectors):
-        tile = pair(tiling1.take(features1, row), tiling2.take(features2, column))
-        return _matmul(tile, tiling2.take(vectors, column))
-
-    def rows(row):
-        add = lambda total, column: (total + product(row, column, vectors), None)  # noqa: E731
-        return jax.lax.scan(add, _zeros_like_result(product, row, 0, vectors), np.arange(tiling2.tiles))[0]
-
-    parts = jax.lax.map(rows, np.arange(tiling1.tiles))
-    return parts.reshape(-1, *parts.shape[2:])[: tiling1.size]
-
-
-def gram_product_blocks(
-    pair: Callable, diagonal: Callable, features: Any, vectors: Float[Array, "N m"], block_size: int
-) -> Float[Array, "N m"]:
-    """`gram_blocks(...) @ vectors`: each tile of the upper triangle is computed, used twice and dropped.
-
-    Args:
-        pair: maps the features of n1 and n2 inputs to an (n1, n2) array.
-        diagonal: maps the features of n inputs to the exact diagonal, (n,).
-        features: pytree of arrays with leading axis N.
-        vectors: (N, m).
-        block_size: largest number of inputs on a side of a tile.
-
-    Returns:
-        (N, m), accumulated in the more precise of the two dtypes.
-    """
-    tiling = _Tiling.of(features, block_size)
-    diagonals = tiling.pad(diagonal_blocks(diagonal, features, block_size))
-    features, vectors = tiling.pad(features), tiling.pad_with_zeros(vectors)
-
-    @jax.checkpoint
-    def products(row, column, vectors):
-        """What the tile adds to its rows, and what its mirror image adds to theirs."""
-        part = tiling.take(features, row)
-        tile = pair(part, tiling.take(features, column))
-        on_diagonal = row == column
-        tile = jnp.where(on_diagonal, _symmetric(tile, tiling.take(diagonals, row)), tile)
-        mirrored = _matmul(tile.T, tiling.take(vectors, row))
-        return _matmul(tile, tiling.take(vectors, column)), jnp.where(on_diagonal, 0.0, mirrored)
-
-    def add(total, index):
-        row, column = index
-        for position, part in zip(index, products(row, column, vectors), strict=True):
-            start = position * tiling.block
-            present = jax.lax.dynamic_slice_in_dim(total, start, tiling.block)
-            total = jax.lax.dynamic_update_slice_in_dim(total, present + part, start, axis=0)
-        return total, None
-
-    part = _zeros_like_result(lambda v: products(0, 0, v)[0], vectors)
-    total = jnp.zeros((tiling.padded, vectors.shape[1]), part.dtype)
-    return jax.lax.scan(add, total, np.triu_indices(tiling.tiles))[0][: tiling.size]
-
-
-def _matmul(tile: Float[Array, "n1 n2"], vectors: Float[Array, "n2 m"]) -> Float[Array, "n1 m"]:
-    dtype = jnp.promote_types(tile.dtype, vectors.dtype)
-    return jnp.matmul(tile.astype(dtype), vectors.astype(dtype), precision=jax.lax.Precision.HIGHEST)
-
-
-def _zeros_like_result(function: Callable, *arguments: Any) -> Array:
-    shape = jax.eval_shape(function, *arguments)
-    return jnp.zeros(shape.shape, shape.dtype)
-
-
-class _Tile(NamedTuple):
-    """A tile of a Gram matrix, with the diagonal it would have if it were on the diagonal."""
-
-    values: Float[Array, "n n"]
-    diagonal: Float[Array, " n"]
-
-
-def _assemble(evaluate: Callable, write: Callable, rows, columns, shape: tuple[int, int]) -> Any:
-    """Evaluate the tiles at (rows, columns) and write each into matrices of the given shape.
-
-    Tiles are evaluated a few at a time in a loop of their own and written afterwards. Written where they
-    are computed, XLA's CPU backend would fuse the last layers into the writes, repeat them for the mirrored
-    tile and run them on one thread.
-    """
-    missing = -len(rows) % _TILES_AT_ONCE
-    groups = [np.pad(index, (0, missing), mode="edge").reshape(-1, _TILES_AT_ONCE) for index in (rows, columns)]
-
-    def write_one(matrices, item):
-        row, column, tile = item
-        return jax.tree.map(lambda m, t: write(m, t, row, column), matrices, tile), None
-
-    # The backward pass evaluates tiles again, one at a time: what it needs of a single one is many times its size.
-    evaluate = jax.checkpoint(evaluate)
-
-    def fill(matrices, group):
-        tiles = jax.lax.map(lambda index: evaluate(*index), group)
-        return jax.lax.scan(write_one, matrices, (*group, tiles))[0], None
-
-    tile = jax.eval_shape(evaluate, 0, 0)
-    is_tile = lambda leaf: isinstance(leaf, _Tile)  # noqa: E731
-    dtype = lambda leaf: leaf.values.dtype if is_tile(leaf) else leaf.dtype  # noqa: E731
-    matrices = jax.tree.map(lambda leaf: jnp.zeros(shape, dtype(leaf)), tile, is_leaf=is_tile)
-    return jax.lax.scan(fill, matrices, tuple(groups))[0]
-
-
-def cross_in_steps(pair: Callable, features1: Any, features2: Any, block_size: int) -> Any:
-    """What `cross_blocks` computes, in compiled steps with a progress bar between them."""
-    tiling1, tiling2 = _Tiling.of(features1, block_size), _Tiling.of(features2, block_size)
-    rows, columns = np.indices((tiling1.tiles, tiling2.tiles)).reshape(2, -1)
-    matrix = _tiles_in_steps(pair, (features1, tiling1, rows), (features2, tiling2, columns))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[: tiling1.size, : tiling2.size]), matrix)
-
-
-def gram_in_steps(pair: Callable, diagonal: Callable, features: Any, block_size: int) -> Any:
-    """What `gram_blocks` computes, in compiled steps with a progress bar between them."""
-    tiling = _Tiling.of(features, block_size)
-    rows, columns = np.triu_indices(tiling.tiles)
-    matrix = _tiles_in_steps(pair, (features, tiling, rows), (features, tiling, columns))
-    exact = eqx.filter_jit(diagonal_blocks)(diagonal, features, block_size)
-
-    def complete(leaf, values):
-        upper = np.triu(leaf[: tiling.size, : tiling.size], 1)
-        return jnp.asarray(upper + upper.T + np.diag(np.asarray(values)))
-
-    return jax.tree.map(complete, matrix, exact)
-
-
-def _tiles_in_steps(pair: Callable, left: tuple, right: tuple) -> Any:
-    """Tiles at some (rows, columns) as matrices of NumPy, zero elsewhere."""
-    (features1, tiling1, rows), (features2, tiling2, columns) = left, right
-    features1, features2 = tiling1.pad(features1), tiling2.pad(features2)
-    steps = np.array_split(np.arange(len(rows)), min(len(rows), _STEPS))
-    longest = len(steps[0])
-    matrix = None
-    with tqdm(total=len(rows) * tiling1.block * tiling2.block, desc="pairs", unit_scale=True) as bar:
-        for step in steps:
-            # One length for all steps, so that one compiled function serves them.
-            index = np.pad(step, (0, longest - len(step)), mode="edge")
-            tiles = _some_tiles(pair, features1, features2, tiling1, tiling2, rows[index], columns[index])
-            if matrix is None:
-                shape = (tiling1.padded, tiling2.padded)
-                matrix = jax.tree.map(lambda leaf, shape=shape: np.zeros(shape, leaf.dtype), tiles)
-            for position, tile in enumerate(step):
-                row, column = rows[tile] * tiling1.block, columns[tile] * tiling2.block
-                place = (slice(row, row + tiling1.block), slice(column, column + tiling2.block))
-                jax.tree.map(lambda m, t, place=place, i=position: m.__setitem__(place, t[i]), matrix, tiles)
-            bar.update(len(step) * tiling1.block * tiling2.block)
-    return matrix
-
-
-@eqx.filter_jit
-def _some_tiles(pair, features1, features2, tiling1, tiling2, rows, columns):
-    def evaluate(index):
-        row, column = index
-        return pair(tiling1.take(features1, row), tiling2.take(features2, column))
-
-    return jax.lax.map(evaluate, (jnp.asarray(rows), jnp.asarray(columns)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tiling:
-    """A partition of N inputs into `tiles` blocks of equal size, the last one padded."""
-
-    size: int
-    tiles: int
-    block: int
-
-    @classmethod
-    def of(cls, features: Any, block_size: int) -> "_Tiling":
-        size = _size(features)
-        tiles = math.ceil(size / block_size)
-        return cls(size, tiles, math.ceil(size / tiles))
-
-    @property
-    def padded(self) -> int:
-        return self.tiles * self.block
-
-    def pad(self, features: Any) -> Any:
-        # Copies of the last input, and not zeros, so that padding is as well-behaved as the data.
-        missing = self.padded - self.size
-        return jax.tree.map(
-            lambda leaf: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode="edge"), features
-        )
-
-    def pad_with_zeros(self, vectors: Float[Array, "N m"]) -> Float[Array, "_ m"]:
-        return jnp.pad(vectors, ((0, self.padded - self.size), (0, 0)))
-
-    def take(self, features: Any, index) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index * self.block, self.block), features
-        )
-
-
-def _size(features: Any) -> int:
-    """The number of inputs."""
-    return jax.tree.leaves(features)[0].shape[0]
-
-
-def _symmetric(tile: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float[Array, "n n"]:
-    """The upper triangle of `tile`, mirrored, with the given diagonal."""
-    row, column = np.indices(tile.shape, sparse=True)
-    mirrored = jnp.where(row < column, tile, tile.T)
-    return jnp.where(row == column, diagonal[:, None], mirrored)
-
-
-def default_block_size(sites_per_pair: int) -> int:
-    """The side of a tile for kernels that hold `sites_per_pair` numbers per pair of inputs."""
-    return max(1, math.isqrt(_PAIRS_PER_TILE // sites_per_pair))
-
-
-def default_grouping(sites_per_pair: int) -> Grouping:
-    """How such kernels are evaluated."""
-    block_size = default_block_size(sites_per_pair)
-    if block_size >= _SMALLEST_TILE:
-        return block_size
-    return PairList(max(1, _PAIRS_PER_TILE // sites_per_pair))
+from gpntk.kernels._sharding import replicated, sharded_cross, sharded_diagonal, sharded_gram
+from gpntk.kernels._tiles import (
+    Grouping,
+    Tiling,
+    cross_blocks,
+    default_block_size,
+    device_memory,
+    diagonal_blocks,
+    gram_blocks,
+    n_inputs,
+)
+
+# A block that goes to the host has so many tiles on a side: enough work to hide what happens between blocks.
+_TILES_PER_BLOCK = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockedComputation(AbstractKernelComputation):
-    """GPJax compute engine that evaluates our kernels in compiled tiles.
+    """GPJax compute engine that evaluates our kernels in compiled tiles, on one device or on many.
 
     Args:
         block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
-            numbers per tile, which suits the caches of current processors, and lists of so many for kernels that
-            hold more than about a thousand numbers per pair.
+            numbers per tile on processors, which suits their caches, a fraction of the memory on accelerators, and
+            lists of so many for kernels that hold more than about a thousand numbers per pair.
         progress: whether to show a progress bar. Under `jit` and `grad` there is none.
+        mesh: devices to share the work, such as `jax.make_mesh((8,), ("rows",))`; axes and their names do not
+            matter. Matrices are left on them, a block of rows on each if the devices divide the number of rows,
+            and whole on each otherwise. `None` means JAX's default device, and is what a pickled engine comes back
+            with.
 
     Raises:
         ValueError: if `block_size` is below 1.
-        TypeError: if `progress` is not a boolean.
+        TypeError: if `progress` is not a boolean or `mesh` not a mesh.
     """
 
     block_size: int | None = None
     progress: bool = False
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         if self.block_size is not None:
             _checks.integer("block_size", self.block_size, minimum=1)
         _checks.instance("progress", self.progress, bool, "True or False")
+        if self.mesh is not None:
+            _checks.instance("mesh", self.mesh, Mesh, "a jax.sharding.Mesh or None")
+
+    def __reduce__(self):
+        # Devices belong to a process: where an engine is unpickled, there may be others.
+        return type(self), (self.block_size, self.progress)
+
+    def __deepcopy__(self, memo):
+        return self
 
     def _cross_covariance(self, kernel, x, y):
         x, y = _checks.inputs("x", x), _checks.inputs("y", y)
         _checks.equal_columns(x=x, y=y)
-        features1, features2 = checked_features(kernel, x), checked_features(kernel, y)
-        if self.progress and not _checks.is_traced(kernel, features1, features2):
-            return finite(cross_in_steps(kernel.pair, features1, features2, self._block_size(kernel)))
-        return finite(_cross(kernel, features1, features2, self._grouping(kernel)))
+        return self.cross_of_features(kernel, checked_features(kernel, x), checked_features(kernel, y))
 
     def _gram(self, kernel, x):
-        features = checked_features(kernel, _checks.inputs("x", x))
-        if self.progress and not _checks.is_traced(kernel, features):
-            steps = gram_in_steps(kernel.pair, kernel.diagonal_values, features, self._block_size(kernel))
-            return finite_gram(steps)
-        return finite_gram(_gram(kernel, features, self._grouping(kernel)))
+        return self.gram_of_features(kernel, checked_features(kernel, _checks.inputs("x", x)))
 
     def _diagonal(self, kernel, inputs):
-        features = checked_features(kernel, _checks.inputs("x", inputs))
-        values = finite(_diagonal(kernel, features, self._grouping(kernel)))
+        features = self.placed(checked_features(kernel, _checks.inputs("x", inputs)))
+        values = finite(_diagonal(kernel, features, self.grouping(kernel), self.mesh))
         return lx.TaggedLinearOperator(lx.DiagonalLinearOperator(values), lx.positive_semidefinite_tag)
 
-    def _block_size(self, kernel) -> int:
+    def cross_of_features(self, kernel: Any, features1: Any, features2: Any) -> Any:
+        """`kernel.pair(features1, features2)`; the kernel's values may be a pytree of several."""
+        traced = _checks.is_traced(kernel, features1, features2)
+        if not traced:
+            _check_memory(kernel, features1, features2, self.mesh)
+        if self.progress and not traced:
+            return jax.tree.map(
+                jnp.asarray, HostBlocks(kernel, features1, features2, self).matrices(progress=True)
+            )
+        features1, features2 = self.placed((features1, features2))
+        return finite(_cross(kernel, features1, features2, self.grouping(kernel), self.mesh))
+
+    def gram_of_features(self, kernel: Any, features: Any) -> Any:
+        """`kernel.pair(features, features)` from one triangle, with the diagonal of `kernel.diagonal_values`."""
+        traced = _checks.is_traced(kernel, features)
+        if not traced:
+            _check_memory(kernel, features, features, self.mesh)
+        if self.progress and not traced:
+            return jax.tree.map(jnp.asarray, HostBlocks(kernel, features, None, self).matrices(progress=True))
+        return finite_gram(_gram(kernel, self.placed(features), self.grouping(kernel), self.mesh))
+
+    def side(self, kernel: Any) -> int:
+        """Number of inputs on the side of a tile."""
         return self.block_size or default_block_size(kernel.sites_per_pair)
 
-    def _grouping(self, kernel) -> Grouping:
+    def grouping(self, kernel: Any) -> Grouping:
+        """How pairs of inputs are evaluated together."""
         return self.block_size or kernel.grouping
+
+    def placed(self, features: Any) -> Any:
+        """Features on the devices that use them."""
+        return features if self.mesh is None or _checks.is_traced(features) else replicated(features, self.mesh)
+
+
+class HostBlocks:
+    """A matrix computed in blocks, each by itself, for the memory of the host.
+
+    Args:
+        kernel: with the methods of `AbstractFeatureKernel`; its values may be a pytree of several.
+        features1: of the rows.
+        features2: of the columns; `None` means those of the rows: blocks of the upper triangle are computed.
+        engine: how a block is.
+    """
+
+    def __init__(self, kernel: Any, features1: Any, features2: Any, engine: BlockedComputation):
+        self._kernel, self._engine, self._symmetric = kernel, engine, features2 is None
+        side = _TILES_PER_BLOCK * engine.side(kernel)
+        features = (features1,) if features2 is None else (features1, features2)
+        tilings = [Tiling.of(f, side) for f in features]
+        padded = [engine.placed(t.pad(f)) for t, f in zip(tilings, features, strict=True)]
+        # Rows and columns of a Gram matrix are the same objects.
+        self._rows, self._columns = (tilings[0], padded[0]), (tilings[-1], padded[-1])
+        self.shape = tilings[0].size, tilings[-1].size
+        if self._symmetric:
+            self.places = list(zip(*(i.tolist() for i in np.triu_indices(tilings[0].tiles)), strict=True))
+        else:
+            self.places = list(np.ndindex(tilings[0].tiles, tilings[1].tiles))
+
+    @property
+    def dtypes(self) -> Any:
+        """Of the values."""
+        values = eqx.filter_eval_shape(_values_of_pairs, self._kernel, self._rows[1], self._columns[1])
+        return jax.tree.map(lambda leaf: np.dtype(leaf.dtype), values)
+
+    def matrices(self, progress: bool) -> Any:
+        """All of it as arrays of NumPy."""
+        matrices = jax.tree.map(lambda dtype: np.empty(self.shape, dtype), self.dtypes)
+        for place, block in self.computed(self.places, progress):
+            jax.tree.map(functools.partial(self.write, place=place), matrices, block)
+        return matrices
+
+    def computed(self, places: Iterable[tuple[int, int]], progress: bool) -> Iterator[tuple[tuple[int, int], Any]]:
+        """Places and their blocks, as arrays of NumPy. The next block is computed while one is looked at."""
+        places = list(places)
+        pairs = self._rows[0].block * self._columns[0].block
+        with tqdm(total=len(self.places) * pairs, desc="pairs", unit_scale=True, disable=not progress) as bar:
+            bar.update((len(self.places) - len(places)) * pairs)
+            ahead = self._dispatched(places[0]) if places else None
+            for place, following in zip(places, [*places[1:], None], strict=True):
+                block, ahead = ahead, None if following is None else self._dispatched(following)
+                yield place, finite(_on_host(block))
+                bar.update(pairs)
+
+    def write(self, matrix: np.ndarray, block: np.ndarray, place: tuple[int, int]) -> None:
+        """A block, and its mirror image, into the matrix."""
+        row, column = place[0] * self._rows[0].block, place[1] * self._columns[0].block
+        block = block[: self.shape[0] - row, : self.shape[1] - column]
+        matrix[row : row + block.shape[0], column : column + block.shape[1]] = block
+        if self._symmetric and row != column:
+            matrix[column : column + block.shape[1], row : row + block.shape[0]] = block.T
+
+    def _dispatched(self, place):
+        settings = self._engine.grouping(self._kernel), self._engine.mesh
+        if self._symmetric and place[0] == place[1]:
+            return _gram_block(self._kernel, *self._rows, np.asarray(place[0]), *settings)
+        return _cross_block(self._kernel, *self._rows, *self._columns, np.asarray(place), *settings)
+
+
+def _on_host(block: Any) -> Any:
+    """A block as arrays of NumPy, in every process."""
+
+    def gathered(leaf):
+        if leaf.is_fully_addressable:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(gathered, block)
+
+
+def _check_memory(kernel, features1, features2, mesh) -> None:
+    """Refuse matrices that no memory holds, before anything is computed.
+
+    Raises:
+        ValueError: naming the size in bytes.
+    """
+    on_device = device_memory()
+    devices = 1 if mesh is None else mesh.size
+    available = _host_memory() if on_device is None else devices * on_device
+    if n_inputs(features1) * n_inputs(features2) < available / 64:
+        return  # two matrices in double precision take a quarter of it: no need to trace the kernel
+    shapes = eqx.filter_eval_shape(_values_of_pairs, kernel, features1, features2)
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if needed > available:
+        raise ValueError(
+            f"Kernel values of shape {jax.tree.leaves(shapes)[0].shape} need {needed:,} bytes, more than the "
+            f"{available:,} there are: use `gpntk.stream_kernel_matrix`, which writes them to a file, or "
+            '`gpntk.GramOperator` and `solver="matrix_free"`, which never hold them.'
+        )
+
+
+def _values_of_pairs(kernel, features1, features2):
+    return kernel.pair(features1, features2)
+
+
+@functools.cache
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def finite(matrices: Any) -> Any:
@@ -479,15 +272,32 @@ def _compiled_features(kernel, x):
 
 
 @eqx.filter_jit
-def _cross(kernel, features1, features2, grouping):
-    return cross_blocks(kernel.pair, features1, features2, grouping)
+def _cross(kernel, features1, features2, grouping, mesh):
+    if mesh is None:
+        return cross_blocks(kernel.pair, features1, features2, grouping)
+    return sharded_cross(kernel.pair, features1, features2, grouping, mesh)
 
 
 @eqx.filter_jit
-def _gram(kernel, features, grouping):
-    return gram_blocks(kernel.pair, kernel.diagonal_values, features, grouping)
+def _gram(kernel, features, grouping, mesh):
+    if mesh is None:
+        return gram_blocks(kernel.pair, kernel.diagonal_values, features, grouping)
+    return sharded_gram(kernel.pair, kernel.diagonal_values, features, grouping, mesh)
 
 
 @eqx.filter_jit
-def _diagonal(kernel, features, grouping):
-    return diagonal_blocks(kernel.diagonal_values, features, grouping)
+def _diagonal(kernel, features, grouping, mesh):
+    if mesh is None:
+        return diagonal_blocks(kernel.diagonal_values, features, grouping)
+    return sharded_diagonal(kernel.diagonal_values, features, grouping, mesh)
+
+
+@eqx.filter_jit
+def _gram_block(kernel, tiling, features, index, grouping, mesh):
+    return _gram(kernel, tiling.take(features, index), grouping, mesh)
+
+
+@eqx.filter_jit
+def _cross_block(kernel, tiling1, features1, tiling2, features2, place, grouping, mesh):
+    row, column = place
+    return _cross(kernel, tiling1.take(features1, row), tiling2.take(features2, column), grouping, mesh)

@@ -20,17 +20,8 @@ from gpntk.finite_width._pairs import (
     warn_if_narrow,
 )
 from gpntk.kernels._base import AbstractFeatureKernel
-from gpntk.kernels._engine import (
-    BlockedComputation,
-    cross_blocks,
-    cross_in_steps,
-    default_block_size,
-    default_grouping,
-    finite,
-    finite_gram,
-    gram_blocks,
-    gram_in_steps,
-)
+from gpntk.kernels._engine import BlockedComputation
+from gpntk.kernels._tiles import default_grouping
 from gpntk.networks import MLP, AbstractNetwork, KernelState
 from gpntk.networks._network import NetworkFeatures, network_features, variance_parameter
 
@@ -149,12 +140,32 @@ class NTK(AbstractNetworkKernel):
         return state.ntk
 
 
+class _BothKernels(eqx.Module):
+    """Both kernels of an architecture as one for the engine, whose values are two."""
+
+    net: AbstractNetwork
+
+    @property
+    def sites_per_pair(self):
+        return self.net.domain.sites_per_pair
+
+    @property
+    def grouping(self):
+        return default_grouping(self.sites_per_pair)
+
+    def pair(self, features1, features2):
+        return self.net.kernels(features1, features2)
+
+    def diagonal_values(self, features):
+        return self.net.diagonal(features)
+
+
 def nngp_and_ntk(
     net: AbstractNetwork,
     x1: Float[Array, "N1 D"],
     x2: Float[Array, "N2 D"] | None = None,
     *,
-    progress: bool = False,
+    compute_engine: BlockedComputation = BlockedComputation(),  # noqa: B008 (immutable)
 ) -> tuple[Float[Array, "N1 N2"], Float[Array, "N1 N2"]]:
     """Both kernels of an architecture in one pass.
 
@@ -162,38 +173,24 @@ def nngp_and_ntk(
         net: the architecture.
         x1: inputs, one per row; images and signals flattened.
         x2: further inputs; `None` means `x1`, of which only one triangle is computed.
-        progress: whether to show a progress bar; there is none under `jit` and `grad`.
+        compute_engine: how matrices are evaluated: with a progress bar, on several devices.
 
     Returns:
         NNGP and NTK matrices.
 
     Raises:
         ValueError: if inputs are not finite 2-D arrays of matching dimension, if a Gaussian moment of the
-            activation diverges, or if kernel values overflow.
-        TypeError: if `net` is not an architecture.
+            activation diverges, if kernel values overflow, or if they do not fit into memory.
+        TypeError: if `net` is not an architecture or `compute_engine` not a `BlockedComputation`.
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
-    x1 = _checks.inputs("x1", x1, net.n_features)
-    sites = net.domain.sites_per_pair
-    block_size, grouping = default_block_size(sites), default_grouping(sites)
+    _checks.instance(
+        "compute_engine", compute_engine, BlockedComputation, "an engine such as BlockedComputation()"
+    )
+    kernel, x1 = _BothKernels(net), _checks.inputs("x1", x1, net.n_features)
     features1 = network_features(net, x1)
     if x2 is None:
-        if progress and not _checks.is_traced(net, features1):
-            return finite_gram(tuple(gram_in_steps(net.kernels, net.diagonal, features1, block_size)))
-        return finite_gram(tuple(_gram(net, features1, grouping)))
+        return tuple(compute_engine.gram_of_features(kernel, features1))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
-    features2 = network_features(net, x2)
-    if progress and not _checks.is_traced(net, features1, features2):
-        return finite(tuple(cross_in_steps(net.kernels, features1, features2, block_size)))
-    return finite(tuple(_cross(net, features1, features2, grouping)))
-
-
-@eqx.filter_jit
-def _gram(net, features, grouping):
-    return gram_blocks(net.kernels, net.diagonal, features, grouping)
-
-
-@eqx.filter_jit
-def _cross(net, features1, features2, grouping):
-    return cross_blocks(net.kernels, features1, features2, grouping)
+    return tuple(compute_engine.cross_of_features(kernel, features1, network_features(net, x2)))

@@ -6,18 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from gpjax.kernels import AbstractKernel
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
 from gpntk.kernels._base import AbstractFeatureKernel, Sum
-from gpntk.kernels._engine import (
-    BlockedComputation,
-    checked_features,
-    cross_product_blocks,
-    default_block_size,
-    diagonal_blocks,
-    gram_product_blocks,
-)
+from gpntk.kernels._engine import BlockedComputation, checked_features
+from gpntk.kernels._sharding import sharded_cross_product, sharded_gram_product
+from gpntk.kernels._tiles import cross_product_blocks, diagonal_blocks, gram_product_blocks, n_inputs
 
 
 class GramOperator(eqx.Module):
@@ -48,21 +44,26 @@ class GramOperator(eqx.Module):
 
     kernel: AbstractFeatureKernel
     features: Any
-    block_size: int = eqx.field(static=True)
+    _block_size: int = eqx.field(static=True)
+    _mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(self, kernel: AbstractKernel, x: Float[Array, "N D"]):
         _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
         # A sum of one kernel is that kernel, evaluated by our engine.
         self.kernel = kernel if isinstance(kernel, AbstractFeatureKernel) else Sum(kernel)
-        self.features = checked_features(self.kernel, _checks.inputs("x", x))
+        engine = self._engine
+        self.features = engine.placed(checked_features(self.kernel, _checks.inputs("x", x)))
+        self._block_size, self._mesh = engine.side(self.kernel), engine.mesh
+
+    @property
+    def _engine(self) -> BlockedComputation:
         engine = self.kernel.compute_engine
-        chosen = engine.block_size if isinstance(engine, BlockedComputation) else None
-        self.block_size = chosen or default_block_size(self.kernel.sites_per_pair)
+        return engine if isinstance(engine, BlockedComputation) else BlockedComputation()
 
     @property
     def size(self) -> int:
         """N, the number of inputs."""
-        return jax.tree.leaves(self.features)[0].shape[0]
+        return n_inputs(self.features)
 
     @property
     def dtype(self) -> Any:
@@ -85,7 +86,7 @@ class GramOperator(eqx.Module):
     def cross_product(self, x: Float[Array, "M D"], vectors: Float[Array, "N ..."]) -> Float[Array, "M ..."]:
         """`k(x, X) @ vectors` for new inputs `x`, without the matrix of M x N kernel values."""
         vectors = self._checked_vectors(vectors)
-        features = checked_features(self.kernel, _checks.inputs("x", x))
+        features = self._engine.placed(checked_features(self.kernel, _checks.inputs("x", x)))
         products = _cross_product(self, features, vectors.reshape(self.size, -1))
         return products.reshape(len(products), *vectors.shape[1:])
 
@@ -98,17 +99,18 @@ class GramOperator(eqx.Module):
 
 @eqx.filter_jit
 def _gram_product(operator, vectors):
-    kernel = operator.kernel
-    return gram_product_blocks(
-        kernel.pair, kernel.diagonal_values, operator.features, vectors, operator.block_size
-    )
+    kernel, mesh = operator.kernel, operator._mesh
+    arguments = kernel.pair, kernel.diagonal_values, operator.features, vectors, operator._block_size
+    return gram_product_blocks(*arguments) if mesh is None else sharded_gram_product(*arguments, mesh)
 
 
 @eqx.filter_jit
 def _cross_product(operator, features, vectors):
-    return cross_product_blocks(operator.kernel.pair, features, operator.features, vectors, operator.block_size)
+    mesh = operator._mesh
+    arguments = operator.kernel.pair, features, operator.features, vectors, operator._block_size
+    return cross_product_blocks(*arguments) if mesh is None else sharded_cross_product(*arguments, mesh)
 
 
 @eqx.filter_jit
 def _diagonal(operator):
-    return diagonal_blocks(operator.kernel.diagonal_values, operator.features, operator.block_size)
+    return diagonal_blocks(operator.kernel.diagonal_values, operator.features, operator._block_size)

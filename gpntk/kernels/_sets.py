@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from gpntk import _checks
 from gpntk.kernels._base import AbstractFeatureKernel, with_features
-from gpntk.kernels._engine import BlockedComputation, default_block_size
+from gpntk.kernels._engine import BlockedComputation
+from gpntk.kernels._tiles import default_block_size
 
 
 class _AbstractSetKernel(AbstractFeatureKernel):

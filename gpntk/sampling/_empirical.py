@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpntk import _checks
-from gpntk.kernels._engine import cross_blocks, gram_blocks
+from gpntk.kernels._tiles import cross_blocks, gram_blocks
 from gpntk.networks import AbstractNetwork
 from gpntk.sampling._cost import affordable, fits, flops, working_set
 

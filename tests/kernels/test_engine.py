@@ -203,7 +203,11 @@ def test_progress_changes_nothing_but_the_bar(capsys, x64):
     for values, reference in zip((gram, loud.cross_covariance(x, y)), expected, strict=True):
         np.testing.assert_allclose(values, reference, rtol=0, atol=TOLERANCE[jnp.float64])
     for reference, arguments in zip(together, ((x,), (x, y)), strict=True):
-        for a, b in zip(gpntk.nngp_and_ntk(net, *arguments, progress=True), reference, strict=True):
+        for a, b in zip(
+            gpntk.nngp_and_ntk(net, *arguments, compute_engine=BlockedComputation(4, progress=True)),
+            reference,
+            strict=True,
+        ):
             np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE[jnp.float64])
     capsys.readouterr()
     np.testing.assert_allclose(jax.jit(lambda x: loud.gram(x).as_matrix())(x), gram, rtol=0, atol=1e-12)

@@ -1,0 +1,184 @@
+"""Kernel matrices larger than the memory of a device, block by block into the host's memory or a file."""
+
+import collections
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+from gpjax.kernels import AbstractKernel
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
+
+from gpntk import _checks
+from gpntk.kernels._base import with_features
+from gpntk.kernels._engine import BlockedComputation, HostBlocks, checked_features
+
+# Inputs of which kernel values tell one kernel from another.
+_PROBES = 8
+
+
+def stream_kernel_matrix(
+    kernel: AbstractKernel,
+    x1: Float[Array, "N1 D"],
+    x2: Float[Array, "N2 D"] | None = None,
+    *,
+    path: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "N1 N2"]:
+    """A kernel matrix in the memory of the host or in a file, computed block by block.
+
+    No more than a block is ever held on a device, so that the matrix may be larger than its memory, and with a
+    `path` than that of the host. The file is a NumPy one, for `numpy.load(path, mmap_mode="r")`. It appears under
+    its name when it is complete. Until then it is called `<path>.partial`, and what is in it is known from
+    `<path>.blocks`: the same call after an interruption goes on with the block that was being computed, and ends
+    with the same bytes. After completion `<path>.blocks` tells what the file was made from, and the same call
+    returns it at once.
+
+    Values are those of `kernel.gram(x1)` or `kernel.cross_covariance(x1, x2)`, by the kernel's compute engine:
+    with its mesh every block is shared among the devices. Several processes need a `path` that all of them see;
+    the first one writes.
+
+    Args:
+        kernel: a GPJax kernel of one output.
+        x1: inputs, one per row.
+        x2: further inputs; `None` means `x1`, and only one triangle is computed.
+        path: of the file, in a folder that exists; `None` means in memory.
+        progress: whether to show a progress bar.
+
+    Returns:
+        (N1, N2); a memory map that can only be read if there is a `path`.
+
+    Raises:
+        ValueError: if inputs are not finite 2-D arrays that fit the kernel, if values overflow, if the matrix does
+            not fit on the disk (naming the size in bytes), or if the files of `path` belong to another matrix.
+        FileExistsError: if there is a file of that name that this function did not make.
+        FileNotFoundError: if there is no such folder.
+        TypeError: if `kernel` is not a GPJax kernel or `progress` not a boolean.
+
+    >>> import gpntk, numpy as np, tempfile
+    >>> x = np.linspace(-1.0, 1.0, 5)[:, None]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     gram = gpntk.stream_kernel_matrix(gpntk.NTK(gpntk.MLP()), x, path=f"{folder}/gram.npy")
+    >>> gram.shape
+    (5, 5)
+    """
+    _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
+    _checks.instance("progress", progress, bool, "True or False")
+    kernel = with_features(kernel)
+    x1 = _checks.inputs("x1", x1)
+    features1, features2 = checked_features(kernel, x1), None
+    if x2 is not None:
+        x2 = _checks.inputs("x2", x2)
+        _checks.equal_columns(x1=x1, x2=x2)
+        features2 = checked_features(kernel, x2)
+    engine = (
+        kernel.compute_engine if isinstance(kernel.compute_engine, BlockedComputation) else BlockedComputation()
+    )
+    blocks = HostBlocks(kernel, features1, features2, engine)
+    if path is None:
+        return blocks.matrices(progress)
+    file = _MatrixFile(Path(path), blocks, _identity(kernel, features1, features2, blocks))
+    # Without a mesh, processes do not know of each other.
+    writes = engine.mesh is None or jax.process_index() == 0
+    return file.filled(writes, progress)
+
+
+def _identity(kernel, features1, features2, blocks: HostBlocks) -> str:
+    """A digest of what a matrix is made from: the features, and what the kernel makes of some of them.
+
+    Code cannot be compared between processes, numbers can.
+    """
+    columns = features1 if features2 is None else features2
+    some = [jax.tree.map(lambda leaf: leaf[:_PROBES], features) for features in (features1, columns)]
+    digest = hashlib.sha256(repr((blocks.shape, blocks.dtypes, len(blocks.places))).encode())
+    for leaf in jax.tree.leaves((features1, features2, eqx.filter_jit(kernel.pair)(*some))):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+class _MatrixFile:
+    """A file of NumPy that is filled block by block, and a journal of the blocks that are in it.
+
+    The journal has a line with the identity of the matrix, and one for each block, written after the block is on
+    the disk: a line that was cut off belongs to a block that does not count.
+    """
+
+    def __init__(self, path: Path, blocks: HostBlocks, identity: str):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"`path` must be in a folder that exists, got {path}.")
+        self._path, self._blocks, self._identity = path, blocks, identity
+        self._partial = path.with_name(path.name + ".partial")
+        self._journal = path.with_name(path.name + ".blocks")
+
+    def filled(self, writes: bool, progress: bool) -> np.ndarray:
+        """The complete file as a memory map. Processes that do not write only take part in the computation."""
+        done = self._done()
+        if not self._path.exists():
+            self._check_disk()
+            _wait_for_all("journal is read")
+            missing = [place for place in self._blocks.places if place not in done]
+            computed = self._blocks.computed(missing, progress)
+            if writes:
+                self._write(computed, resumes=bool(done))
+            else:
+                collections.deque(computed, maxlen=0)
+            _wait_for_all("file is complete")
+        return np.load(self._path, mmap_mode="r")
+
+    def _write(self, computed: Iterable, resumes: bool) -> None:
+        if not resumes:
+            self._journal.write_text(f"{self._identity}\n")
+        shape, dtype = self._blocks.shape, self._blocks.dtypes
+        matrix = np.lib.format.open_memmap(self._partial, "r+" if resumes else "w+", dtype, shape)
+        with self._journal.open("a") as journal:
+            for place, block in computed:
+                self._blocks.write(matrix, block, place)
+                matrix.flush()
+                journal.write("{} {}\n".format(*place))
+                journal.flush()
+                os.fsync(journal.fileno())
+        del matrix
+        os.replace(self._partial, self._path)
+
+    def _done(self) -> set[tuple[int, int]]:
+        """The blocks that are on the disk.
+
+        Raises:
+            ValueError: if they are of another matrix.
+            FileExistsError: if it is not known what a file is.
+        """
+        lines = self._journal.read_text().splitlines(keepends=True) if self._journal.exists() else []
+        identity, *blocks = [line[:-1] for line in lines if line.endswith("\n")] or [None]
+        present = self._path if self._path.exists() else self._partial
+        if identity is None and present.exists():
+            raise FileExistsError(
+                f"`path` is taken: {present} was not made by `stream_kernel_matrix`, or its journal "
+                f"{self._journal} is lost. Delete it, or choose another `path`."
+            )
+        if present.exists() and identity != self._identity:
+            raise ValueError(
+                f"`path` is taken: {present} was made from other inputs, by another kernel, or with other blocks. "
+                f"Delete it and {self._journal}, or choose another `path`."
+            )
+        return {tuple(map(int, line.split())) for line in blocks} if present.exists() else set()
+
+    def _check_disk(self) -> None:
+        needed = math.prod(self._blocks.shape) * self._blocks.dtypes.itemsize
+        if self._partial.exists():
+            needed -= self._partial.stat().st_blocks * 512
+        free = shutil.disk_usage(self._path.parent).free
+        if needed > free:
+            raise ValueError(
+                f"`path` must have room for {needed:,} bytes, but {self._path.parent} has {free:,} bytes left."
+            )
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
