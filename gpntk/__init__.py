@@ -61,7 +61,7 @@ _PUBLIC = {
     "groups": (),
     "datasets": (),
     "networks": ("CNN", "FiniteGroupCNN", "MLP", "PlanarGroupCNN", "SphericalCNN", "equivariant"),
-    "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree"),
+    "dynamics": ("GradientDescent", "GradientFlow", "MatrixFree", "MatrixFreePosterior", "matrix_free_mll"),
     "plotting": (),
     "estimators": ("FiniteWidthRegressor", "NTKClassifier", "NTKRegressor"),
     "finite_width": (

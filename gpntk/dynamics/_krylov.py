@@ -28,10 +28,23 @@ class Preconditioner(NamedTuple):
     rest: Float[Array, ""]
 
     def __call__(self, vectors: Float[Array, "N m"]) -> Float[Array, "N m"]:
+        return self.power(vectors, 1.0)
+
+    def power(self, vectors: Float[Array, "N m"], exponent: float) -> Float[Array, "N m"]:
+        """The approximate inverse to a power, negative ones included."""
         # In the precision of the low-rank part, which needs to be no better than the approximation it is.
         low = vectors.astype(self.directions.dtype)
-        seen = _matmul(self.directions, (self.inverse - self.rest)[:, None] * _matmul(self.directions.T, low))
-        return self.rest.astype(vectors.dtype) * vectors + seen.astype(vectors.dtype)
+        rest = self.rest**exponent
+        # What is not resolved has a value of zero in `inverse`, and no direction.
+        values = jnp.where(self.inverse > 0, self.inverse, self.rest) ** exponent - rest
+        seen = _matmul(self.directions, values[:, None] * _matmul(self.directions.T, low))
+        return rest.astype(vectors.dtype) * vectors + seen.astype(vectors.dtype)
+
+    def log_determinant(self) -> Float[Array, ""]:
+        """Of the approximate inverse."""
+        resolved = self.inverse > 0
+        unresolved = len(self.directions) - jnp.sum(resolved)
+        return jnp.sum(jnp.log(jnp.where(resolved, self.inverse, 1.0))) + unresolved * jnp.log(self.rest)
 
 
 @eqx.filter_jit
@@ -216,6 +229,22 @@ def ritz_pairs(spaces: KrylovSpaces, size: int) -> RitzPairs:
     matrices[:, index[1:], index[:-1]] = off_diagonal[:-1].T  # the lower triangle is the one that is read
     values, vectors = np.linalg.eigh(matrices)
     return RitzPairs(values.T, np.moveaxis(vectors, 0, -1), off_diagonal[-1])
+
+
+def quadratures_of_logarithm(spaces: KrylovSpaces) -> Float[Array, " m"]:
+    r"""$v^T \log(A)\, v$ for the vector v that each space starts from, by Lanczos quadrature.
+
+    Ubaru, Chen & Saad (2017), SIAM J. Matrix Anal. Appl. 38, section 3. Spaces must have no room to spare.
+    """
+    between = spaces.off_diagonal[:-1].T
+    matrices = jax.vmap(jnp.diag)(spaces.diagonal.T)
+    matrices += jax.vmap(lambda b: jnp.diag(b, 1) + jnp.diag(b, -1))(between)
+    values, vectors = jnp.linalg.eigh(matrices)
+    weights = vectors[:, 0] ** 2
+    # An exhausted space is continued with zeros, which the first vector does not see.
+    seen = weights > jnp.finfo(weights.dtype).eps ** 2
+    logarithms = jnp.log(jnp.where(seen, values, 1.0))
+    return spaces.norms**2 * jnp.sum(weights * logarithms, axis=1)
 
 
 def column_norms(vectors: Float[Array, "N m"]) -> Float[Array, " m"]:
