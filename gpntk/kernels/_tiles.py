@@ -5,7 +5,6 @@ instead of being stored.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -345,8 +344,9 @@ def _numbers_per_tile() -> int:
     return _NUMBERS_PER_TILE if memory is None else max(_NUMBERS_PER_TILE, memory // (4 * _TILES_PER_MEMORY))
 
 
-@functools.cache
 def device_memory() -> int | None:
-    """Bytes of memory of the default device if it is an accelerator; `None` for processors."""
-    statistics = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    return (statistics or {}).get("bytes_limit")
+    """Bytes of memory of the default device if it is an accelerator that tells; `None` for processors."""
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    # A default device can be the name of a platform.
+    device = jax.local_devices(backend=device)[0] if isinstance(device, str) else device
+    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")

@@ -1,0 +1,161 @@
+"""Kernels and a solve on the device at hand: right numbers, times, and shares of what the device can do.
+
+    python benchmarks/gpu.py            # on JAX's default device, float32; sizes by its kind
+    python benchmarks/gpu.py --short    # small sizes: only shows that the benchmark works
+
+Ceilings are measured in the same run: the rate of a large matrix product, that of fused multiply-adds on
+arrays that stay in registers, and the bandwidth of a copy. The operations of one pair of inputs are those that XLA
+counts in the compiled function of a tile, with 2 d of them for the inner product. The share of a kernel is the
+least time that its binding resource allows, divided by the time it took. Values are compared with float64 on the
+host.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+
+import gpntk
+import measure
+from gpntk.kernels._engine import checked_features
+
+RESULTS = Path(__file__).resolve().parent / "results"
+REPEAT = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--short", action="store_true", help="small sizes: only shows that the benchmark works")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="by default results/gpu.json or results/cpu.json"
+    )
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    large = device.platform != "cpu"
+    name = "gpu" if large else "cpu"
+    output = args.output or RESULTS / f"{name}{'_short' if args.short else ''}.json"
+    scale = 0.1 if args.short else (4.0 if large else 1.0)
+    print(f"{device.device_kind} ({device.platform})", flush=True)
+    results: dict[str, Any] = {
+        "device": device.device_kind,
+        "hardware": measure.hardware(),
+        "jax": jax.__version__,
+    }
+    results["ceilings"] = ceilings(scale)
+    results["kernels"] = {
+        title: time_kernel(title, *case, results["ceilings"]) for title, case in cases(scale).items()
+    }
+    results["solve"] = solve(int(5000 * scale))
+    measure.write_json(output, results)
+
+
+def median_seconds(function: Callable[..., Any], *arguments: Any) -> tuple[float, float]:
+    """Of the first call and of the later ones."""
+    call = lambda: jax.block_until_ready(function(*arguments))  # noqa: E731
+    first = measure.seconds(call)
+    return first, float(np.median([measure.seconds(call) for _ in range(REPEAT)]))
+
+
+def ceilings(scale: float) -> dict[str, float]:
+    """Operations and bytes a second that the device reaches at its best."""
+    n = int(3000 * scale)
+    a = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
+    found = {"matrix_product": 2 * n**3 / median_seconds(product, a)[1]}
+    steps, x = 200, jnp.full(int(4e6 * scale), 0.5, jnp.float32)
+
+    @jax.jit
+    def multiply_add(x):
+        for _ in range(steps):
+            x = x * 0.999 + x * x * 1e-3
+        return x
+
+    # Four operations a step as XLA counts them.
+    found["elementwise"] = 4 * steps * x.size / median_seconds(multiply_add, x)[1]
+    large = jnp.ones(int(5e7 * scale), jnp.float32)
+    found["bytes"] = 2 * large.nbytes / median_seconds(jax.jit(lambda x: x + 1.0), large)[1]
+    print(
+        f"ceilings: matrix product {found['matrix_product'] / 1e9:.0f} Gflop/s, elementwise "
+        f"{found['elementwise'] / 1e9:.0f} Gflop/s, memory {found['bytes'] / 1e9:.0f} GB/s",
+        flush=True,
+    )
+    return found
+
+
+def cases(scale: float) -> dict[str, tuple]:
+    """Architecture, number of inputs, and length of the inner product of two inputs."""
+    arguments = {"depth": 3, "bias_variance": 0.1}
+    mlp = {"activation": gpntk.ReLU(), **arguments}
+    planar = {"activation": gpntk.ReLU(), "depth": 2, "bias_variance": 0.1}
+    root = scale**0.5
+    return {
+        "MLP, ReLU, d = 784": (gpntk.MLP(**mlp), int(4000 * scale), 784),
+        "MLP, erf, d = 20": (gpntk.MLP(activation=gpntk.Erf(), **arguments), int(4000 * scale), 20),
+        "C4 network, 8 x 8": (gpntk.PlanarGroupCNN("C4", (8, 8, 1), **planar), int(100 * root), None),
+        "SO(3) network, bandlimit 6": (gpntk.SphericalCNN(6, 2, activation=gpntk.Erf()), int(60 * root), None),
+    }
+
+
+def time_kernel(title: str, net: Any, n: int, inner: int | None, ceilings: dict[str, float]) -> dict[str, float]:
+    width = net.n_features or inner
+    x = np.random.default_rng(0).standard_normal((n, width)).astype(np.float32)
+    kernel = gpntk.NTK(net)
+    first, steady = median_seconds(lambda x: kernel.gram(x).as_matrix(), jnp.asarray(x))
+    found = {"n": n, "first_seconds": first, "seconds": steady, "error": error(kernel, x[: min(n, 200)])}
+    line = f"{title:28s} n = {n}: first {first:.2f} s, then {steady:.4f} s, error {found['error']:.1e}"
+    if inner is not None:
+        features = checked_features(kernel, jnp.asarray(x[:512]))
+        compiled = eqx.filter_jit(kernel.pair).lower(features, features).compile()
+        counted = compiled.compiled.cost_analysis()["flops"] / len(x[:512]) ** 2
+        pairs = n * (n + 1) / 2
+        least = {
+            "matrix_product": 2 * inner * pairs / ceilings["matrix_product"],
+            "elementwise": max(0.0, counted - 2 * inner) * pairs / ceilings["elementwise"],
+            "bytes": 4 * n**2 / ceilings["bytes"],
+        }
+        binding = max(least, key=lambda name: least[name])
+        found |= {"least_seconds": least, "binding": binding, "share": least[binding] / steady}
+        found["share_of_all"] = sum(least.values()) / steady
+        line += f", {found['share']:.0%} of the ceiling of {binding} ({found['share_of_all']:.0%} of all three)"
+    print(line, flush=True)
+    return found
+
+
+def error(kernel: Any, x: np.ndarray) -> float:
+    """Largest difference to float64 on the host, relative to the largest entry."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        exact = np.asarray(kernel.gram(x.astype(np.float64)).as_matrix())
+    values = np.asarray(kernel.gram(jnp.asarray(x)).as_matrix())
+    return float(np.abs(values - exact).max() / np.abs(exact).max())
+
+
+def solve(n: int) -> dict[str, float]:
+    """Training to convergence without the Gram matrix, float32 kernel and float64 vectors."""
+    with jax.enable_x64(True):
+        kernel = gpntk.NTK(gpntk.MLP(2, gpntk.ReLU(), bias_variance=0.1))
+        x = np.random.default_rng(0).standard_normal((n, 8)).astype(np.float32)
+        alpha = 1e-2 * float(lx.diagonal(kernel.diagonal(x)).mean())
+
+        def train() -> gpntk.GradientFlow:
+            flow = gpntk.GradientFlow(kernel, None, x, np.sin(x[:, 0]), alpha=alpha, solver=gpntk.MatrixFree(1e-5))
+            jax.block_until_ready(flow.dual_coefficients(np.inf))
+            return flow
+
+        first = measure.seconds(train)
+        flows = []
+        seconds = measure.seconds(lambda: flows.append(train()))
+        report = flows[0].solver_report
+    print(f"solve, N = {n}: {seconds:.2f} s (first {first:.2f} s), {report.iterations} iterations", flush=True)
+    return {"n": n, "first_seconds": first, "seconds": seconds, **report._asdict()}
+
+
+if __name__ == "__main__":
+    main()
