@@ -4,6 +4,8 @@ import pickle
 
 import jax
 import jax.numpy as jnp
+import matfree.decomp
+import matfree.funm
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
@@ -16,6 +18,7 @@ from gpntk.dynamics._krylov import (
     krylov_spaces,
     pivoted_cholesky,
     preconditioner,
+    quadratures_of_logarithm,
     ritz_pairs,
 )
 
@@ -123,6 +126,29 @@ def test_krylov_spaces_keep_their_identities():
         ritz = ritz_pairs(spaces, 12)
         np.testing.assert_allclose(ritz.values[:, column], np.linalg.eigvalsh(tridiagonal), rtol=1e-10)
     assert not np.any(spaces.basis[13:])
+
+
+def test_quadrature_of_the_logarithm_is_that_of_matfree():
+    half = RNG.normal(size=(40, 40))
+    matrix = jnp.asarray(half @ half.T + 0.5 * np.eye(40))
+    start = jnp.asarray(RNG.normal(size=(40, 3)))
+    product = jax.tree_util.Partial(jnp.matmul, matrix)
+    values = quadratures_of_logarithm(extend_krylov_spaces(product, krylov_spaces(start).with_room(9), 0, 9))
+    integrand = matfree.funm.monte_carlo_funm_sym_logdet(matfree.decomp.tridiag_sym(9, reortho="full"))
+    expected = [integrand(lambda v: matrix @ v, vector) for vector in start.T]
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-0.5, 0.5, 1.0])
+def test_powers_and_determinant_of_the_preconditioner(exponent):
+    half = RNG.normal(size=(20, 20))
+    matrix = jnp.asarray(half @ np.diag(np.geomspace(1, 1e-4, 20)) @ half.T)
+    inverse = preconditioner(lambda i: matrix[:, i], jnp.diagonal(matrix), jnp.asarray(0.3), 6)
+    dense = np.asarray(inverse(jnp.eye(20)))
+    values, vectors = np.linalg.eigh(dense)
+    expected = vectors * values**exponent @ vectors.T
+    np.testing.assert_allclose(inverse.power(jnp.eye(20), exponent), expected, atol=1e-10 * np.abs(expected).max())
+    np.testing.assert_allclose(inverse.log_determinant(), np.log(values).sum(), rtol=1e-12)
 
 
 def test_exhausted_spaces_are_exact():
