@@ -4,12 +4,14 @@ Features are on every device: they are small beside the matrix. Every device eva
 triangle with the same tiles as a single one would, and what it mirrors goes to its neighbours.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -24,6 +26,8 @@ from gpntk.kernels._tiles import (
     n_inputs,
 )
 
+# Rows and columns of what devices compute and send at a time, beside the matrix all that they hold.
+_LARGEST_FIELD = 2048
 _AXIS = "devices"
 _EVERYWHERE, _ROWS = PartitionSpec(), PartitionSpec(_AXIS)
 
@@ -63,46 +67,80 @@ def sharded_diagonal(diagonal: Callable, features: Any, grouping: Grouping, mesh
 def sharded_gram(pair: Callable, diagonal: Callable, features: Any, grouping: Grouping, mesh: Mesh) -> Any:
     """`gram_blocks` with the rows of the result on different devices, symmetric bit for bit.
 
-    The devices stand in a circle. Each evaluates the blocks of its rows with those of the next half of the circle,
-    and sends their mirror images there; opposite devices share the block they have in common.
+    The devices stand in a circle. Each evaluates its rows with those of the devices on the next half of the
+    circle, and sends their mirror images there; opposite devices divide what they share like a chessboard.
     """
-    count = mesh.size
-    tiling = _parts(features, mesh)
+    count, parts = mesh.size, _parts(features, mesh)
+    # A chessboard has an even number of fields on a side.
+    fields = _fields(parts.block, even=count % 2 == 0)
+    inner = Tiling(parts.block, fields, math.ceil(parts.block / fields))
+    rows, columns = np.indices((fields, fields)).reshape(2, -1)
 
-    def rows(pair, diagonal, features):
+    def panel(pair, diagonal, features):
         here = _here()
-        own = tiling.take(features, here)
-        positions, blocks = [here], [gram_blocks(pair, diagonal, own, grouping)]
+        own = inner.pad(parts.take(features, here))
+
+        def write(panel, block, row, device, column):
+            start = row * inner.block, device * inner.padded + column * inner.block
+            return jax.tree.map(lambda p, b: jax.lax.dynamic_update_slice(p, b, start), panel, block)
+
+        def on_diagonal(panel, index):
+            block = gram_blocks(pair, diagonal, inner.take(own, index), grouping)
+            return write(panel, block, index, here, index), None
+
+        def beside_it(panel, index):
+            row, column = index
+            block = cross_blocks(pair, inner.take(own, row), inner.take(own, column), grouping)
+            panel = write(panel, block, row, here, column)
+            return write(panel, _transposed(block), column, here, row), None
+
+        def exchange(panel, step, mine, theirs):
+            """With the device `step` places ahead the fields `mine`, of which the one behind sends me `theirs`."""
+            there, behind = (here + step) % count, (here - step) % count
+            others = inner.pad(parts.take(features, there))
+
+            def field(panel, indices):
+                (row, column), (their_row, their_column) = indices
+                block = cross_blocks(pair, inner.take(own, row), inner.take(others, column), grouping)
+                arrived = _sent(_transposed(block), step, count)
+                panel = write(panel, block, row, there, column)
+                return write(panel, arrived, their_column, behind, their_row), None
+
+            return jax.lax.scan(field, panel, (mine, theirs))[0]
+
+        values = jax.eval_shape(pair, inner.take(own, 0), inner.take(own, 0))
+        panel = jax.tree.map(lambda leaf: jnp.zeros((inner.padded, count * inner.padded), leaf.dtype), values)
+        panel = jax.lax.scan(on_diagonal, panel, np.arange(fields))[0]
+        panel = jax.lax.scan(beside_it, panel, np.triu_indices(fields, 1))[0]
         for step in range(1, (count + 1) // 2):
-            there = (here + step) % count
-            block = cross_blocks(pair, own, tiling.take(features, there), grouping)
-            mirrored = _sent(jax.tree.map(jnp.transpose, block), step, count)
-            positions, blocks = [*positions, there, (here - step) % count], [*blocks, block, mirrored]
+            panel = exchange(panel, step, (rows, columns), (rows, columns))
         if count % 2 == 0:
-            positions.append((here + count // 2) % count)
-            blocks.append(_opposite(pair, features, grouping, tiling))
-        return jax.tree.map(lambda *leaves: _in_columns(leaves, positions, tiling), *blocks)
+            colours = [tuple(i[(rows + columns) % 2 == colour] for i in (rows, columns)) for colour in (0, 1)]
+            white, black = (jax.tree.map(jnp.asarray, squares) for squares in colours)
+            low = here < count // 2
+            mine, theirs = (jax.tree.map(lambda w, b, c=c: jnp.where(c, w, b), white, black) for c in (low, ~low))
+            panel = exchange(panel, count // 2, mine, theirs)
+        if inner.padded > inner.size:
+            panel = jax.tree.map(without_padding, panel)
+        return panel
 
-    matrix = _on_devices(rows, mesh, _ROWS, pair, diagonal, tiling.pad(features))
-    return jax.tree.map(lambda leaf: leaf[: tiling.size, : tiling.size], matrix)
+    def without_padding(panel):
+        by_device = panel.reshape(inner.padded, count, inner.padded)
+        return by_device[: inner.size, :, : inner.size].reshape(inner.size, -1)
+
+    matrix = _on_devices(panel, mesh, _ROWS, pair, diagonal, parts.pad(features))
+    return jax.tree.map(lambda leaf: leaf[: parts.size, : parts.size], matrix)
 
 
-def _opposite(pair, features, grouping, tiling) -> Any:
-    """The block of an even number of devices that lies between opposite ones, of which each evaluates one half."""
-    here, half = _here(), tiling.tiles // 2
-    low = here % half
-    is_low = here < half
-    rows = tiling.block // 2
-    start = low * tiling.block + jnp.where(is_low, 0, rows)
-    part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, rows), features)
-    mine = cross_blocks(pair, part, tiling.take(features, low + half), grouping)
+def _fields(size: int, even: bool) -> int:
+    """Into how many parts the rows of a device are divided: if possible equal ones, which need no padding."""
+    fewest = math.ceil(size / _LARGEST_FIELD)
+    candidates = [fields for fields in range(fewest, 2 * fewest + 2) if not (even and fields % 2)]
+    return next((fields for fields in candidates if size % fields == 0), candidates[0])
 
-    def whole(mine):
-        other = _sent(mine, half, tiling.tiles)
-        block = jnp.concatenate([jnp.where(is_low, mine, other), jnp.where(is_low, other, mine)])
-        return jnp.where(is_low, block, block.T)
 
-    return jax.tree.map(whole, mine)
+def _transposed(block: Any) -> Any:
+    return jax.tree.map(jnp.transpose, block)
 
 
 def sharded_gram_product(
@@ -148,10 +186,9 @@ def _in_a_row(mesh: Mesh) -> Mesh:
 
 
 def _parts(features: Any, mesh: Mesh) -> Tiling:
-    """One block of inputs a device, of even size where opposite devices halve one."""
-    size, count = n_inputs(features), mesh.size
-    block = -(-size // count)
-    return Tiling(size, count, block + block % 2 if count % 2 == 0 else block)
+    """One block of inputs a device."""
+    size = n_inputs(features)
+    return Tiling(size, mesh.size, math.ceil(size / mesh.size))
 
 
 def _here() -> Array:
@@ -165,10 +202,3 @@ def _sent(block: Any, step: int, count: int) -> Any:
 
 def _gathered(values: Any) -> Any:
     return jax.lax.all_gather(values, _AXIS, tiled=True)
-
-
-def _in_columns(leaves, positions, tiling: Tiling) -> Float[Array, "n N"]:
-    rows = jnp.zeros((tiling.block, tiling.padded), leaves[0].dtype)
-    for leaf, position in zip(leaves, positions, strict=True):
-        rows = jax.lax.dynamic_update_slice_in_dim(rows, leaf, position * tiling.block, axis=1)
-    return rows

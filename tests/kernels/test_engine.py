@@ -13,6 +13,7 @@ import pytest
 
 import gpntk
 from gpntk import BlockedComputation
+from gpntk.kernels import _engine
 
 NETS = {
     "relu": gpntk.MLP(3, gpntk.ReLU(), bias_variance=0.2),
@@ -214,6 +215,22 @@ def test_progress_changes_nothing_but_the_bar(capsys, x64):
     assert not capsys.readouterr().err
     with pytest.raises(TypeError, match="`progress` must be True or False, got 1"):
         BlockedComputation(progress=1)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_matrices_beyond_the_memory_are_refused_before_they_are_computed(progress, monkeypatch):
+    x = inputs(100, jnp.float32)
+    engine = BlockedComputation(progress=progress)
+    kernel = gpntk.NTK(NETS["relu"], compute_engine=engine)
+    monkeypatch.setattr(_engine, "_host_memory", lambda: 40_000)
+    assert kernel.gram(x).as_matrix().shape == (100, 100)
+    monkeypatch.setattr(_engine, "_host_memory", lambda: 39_999)
+    for compute in (kernel.gram, lambda x: kernel.cross_covariance(x, x)):
+        with pytest.raises(ValueError, match=r"\(100, 100\) need 40,000 bytes, more than the 39,999 there are"):
+            compute(x)
+    # Two matrices.
+    with pytest.raises(ValueError, match=r"need 80,000 bytes, .*stream_kernel_matrix"):
+        gpntk.nngp_and_ntk(NETS["relu"], x, compute_engine=engine)
 
 
 class Counting(gpntk.activations.AbstractActivation):
