@@ -204,9 +204,13 @@ def _check_memory(kernel, features1, features2, mesh) -> None:
     Raises:
         ValueError: naming the size in bytes.
     """
+    devices = [None] if mesh is None else mesh.devices.flat
     on_device = device_memory()
-    devices = 1 if mesh is None else mesh.size
-    available = _host_memory() if on_device is None else devices * on_device
+    if on_device is None:
+        # Processors of one process share its memory.
+        available = _host_memory() * len({getattr(device, "process_index", 0) for device in devices})
+    else:
+        available = on_device * len(devices)
     if n_inputs(features1) * n_inputs(features2) < available / 64:
         return  # two matrices in double precision take a quarter of it: no need to trace the kernel
     shapes = eqx.filter_eval_shape(_values_of_pairs, kernel, features1, features2)
