@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from gpjax.parameters import val
 from jaxtyping import Array, Float
-from scipy.special import ndtri
-from scipy.stats import qmc
 
 from gpntk.finite_width._pair_maps import Derivatives, dual_by_covariances
+from gpntk.finite_width._sobol import sobol_normals
 from gpntk.networks import MLP
 from gpntk.networks._network import network_features
 
@@ -113,15 +112,7 @@ def fluctuation_sums(
 def base_normals(dims: tuple[int, ...], n_points: int, seed: int) -> tuple[Float[np.ndarray, "R S dim"], ...]:
     """Scrambled Sobol points as standard normal numbers, independent for every layer and replicate."""
     seeds = iter(np.random.SeedSequence(seed).spawn(len(dims) * REPLICATES))
-    layers = []
-    for dim in dims:
-        uniform = [
-            qmc.Sobol(dim, scramble=True, rng=np.random.default_rng(next(seeds))) for _ in range(REPLICATES)
-        ]
-        points = np.stack([sequence.random(n_points) for sequence in uniform])
-        # A scrambled point can round to 0, whose quantile is infinite.
-        layers.append(ndtri(np.clip(points, 2.0**-54, 1.0 - 2.0**-53)))
-    return tuple(layers)
+    return tuple(np.stack([sobol_normals(dim, next(seeds))(n_points) for _ in range(REPLICATES)]) for dim in dims)
 
 
 def network_variances(net: MLP, dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:

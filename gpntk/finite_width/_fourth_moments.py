@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.special import ndtri
-from scipy.stats import qmc
 
 from gpntk.activations import AbstractActivation, Erf, Identity, Sign
 from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
 from gpntk.activations._series import gaussian_quadrature
 from gpntk.finite_width._erf_moments import erf_covariances
 from gpntk.finite_width._pair_maps import Pairing
+from gpntk.finite_width._sobol import sobol_normals
 
 _REPLICATES = 8
 _FIRST_POINTS, _MOST_POINTS = 2**12, 2**18
@@ -142,13 +141,8 @@ def kernel_factor(kernel) -> Float[np.ndarray, "N rank"]:
 
 def normal_points(factor: Float[np.ndarray, "N rank"], seed: int) -> list[Callable[[int], np.ndarray]]:
     """Independently scrambled Sobol sequences of Gaussian vectors; each is a function that draws the next few."""
-
-    def sequence(seed):
-        sobol = qmc.Sobol(factor.shape[1], scramble=True, rng=np.random.default_rng(seed))
-        # A scrambled point can round to 0, whose quantile is infinite.
-        return lambda n: ndtri(np.clip(sobol.random(n), 2.0**-54, 1.0 - 2.0**-53)) @ factor.T
-
-    return [sequence(s) for s in np.random.SeedSequence(seed).spawn(_REPLICATES)]
+    sequences = [sobol_normals(factor.shape[1], s) for s in np.random.SeedSequence(seed).spawn(_REPLICATES)]
+    return [lambda n, draw=draw: draw(n) @ factor.T for draw in sequences]
 
 
 def points_at_once(n_pairs: int) -> int:

@@ -7,7 +7,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
@@ -20,7 +19,7 @@ from gpntk.finite_width._fluctuations import (
     network_variances,
     random_kernel,
 )
-from gpntk.finite_width._posterior import checked_targets
+from gpntk.finite_width._posterior import checked_targets, condition
 from gpntk.networks import MLP
 
 _GROUPS = 64
@@ -97,7 +96,7 @@ def sample_finite_width_posterior(
         for group_key in tqdm(jax.random.split(key, _GROUPS), disable=not progress, desc="networks", unit="group"):
             keys = jax.random.split(group_key, per_group)
             groups.append(jax.tree.map(np.asarray, _group(random, targets, noise_variance, keys, widths, at_once)))
-        base = float(_log_evidence(random.kernel, targets, noise_variance))
+        base = float(condition(random.kernel, targets, noise_variance).log_evidence)
     sums = [np.stack(leaf) for leaf in zip(*groups, strict=True)]
     if not all(np.isfinite(s).all() for s in sums):
         raise ValueError(
@@ -132,31 +131,15 @@ def _results(evidence, first, second, base):
     return mean, second / evidence - mean**2, base + np.log(evidence)
 
 
-def _log_evidence(kernel, y, noise_variance):
-    return _conditioned(kernel, y, noise_variance)[0]
-
-
-def _conditioned(kernel, y, noise_variance):
-    """Log evidence, posterior mean (M, q) and posterior variance (M, 1) of one kernel."""
-    n, outputs = y.shape
-    factor = jnp.linalg.cholesky(kernel[:n, :n] + noise_variance * jnp.eye(n))
-    coefficients = cho_solve((factor, True), y)
-    half = jax.scipy.linalg.solve_triangular(factor, kernel[:n, n:], lower=True)
-    log_determinant = 2.0 * jnp.sum(jnp.log(jnp.diagonal(factor)))
-    evidence = -0.5 * (jnp.sum(y * coefficients) + outputs * (log_determinant + n * np.log(2.0 * np.pi)))
-    variance = jnp.diagonal(kernel)[n:] - jnp.sum(half**2, axis=0)
-    return evidence, kernel[n:, :n] @ coefficients, variance[:, None]
-
-
 @functools.partial(jax.jit, static_argnames=("widths", "at_once"))
 def _group(random: RandomKernel, y, noise_variance, keys, widths, at_once):
     """Averages of w, w m and w (m^2 + C), relative to the evidence at infinite width, and sums of w and w^2."""
-    base = _log_evidence(random.kernel, y, noise_variance)
+    base = condition(random.kernel, y, noise_variance).log_evidence
 
     def weighted(kernel):
-        evidence, mean, variance = _conditioned(kernel, y, noise_variance)
-        weight = jnp.exp(evidence - base)
-        return weight, weight * mean, weight * (mean**2 + variance)
+        gp = condition(kernel, y, noise_variance)
+        weight = jnp.exp(gp.log_evidence - base)
+        return weight, weight * gp.mean, weight * (gp.mean**2 + jnp.diagonal(gp.covariance)[:, None])
 
     def one(key):
         kernel, linear = _draw(random, widths, key)
