@@ -32,7 +32,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         noise_variance: variance of the noise of the targets (of the normalised ones, with `normalize_y`).
         method: "closed_form" or "mcmc".
         normalize_y: whether each target is shifted and scaled to zero mean and unit variance for the fit.
-        n_points: quasi-Monte Carlo points per layer and replicate, a power of two.
+        n_points: quasi-Monte Carlo points per layer and replicate, as for `gpntk.finite_width_posterior`.
         num_warmup: warm-up steps of NUTS.
         num_samples: its draws.
         num_chains: its chains, one after the other.
@@ -63,7 +63,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         noise_variance: float = 1e-2,
         method: str = "closed_form",
         normalize_y: bool = False,
-        n_points: int = 1024,
+        n_points: int | None = None,
         num_warmup: int = 500,
         num_samples: int = 1000,
         num_chains: int = 1,

@@ -20,6 +20,8 @@ from gpntk.finite_width._fluctuations import FactorBatch, fluctuation_sums, rand
 from gpntk.finite_width._pairs import warn_if_narrow
 from gpntk.networks import MLP
 
+_FEWEST_POINTS, _MOST_POINTS, _POINTS_BY_PAIRS = 2**10, 2**13, 2**25
+
 
 @dataclasses.dataclass(frozen=True)
 class FiniteWidthPosterior:
@@ -51,7 +53,7 @@ def finite_width_posterior(
     *,
     width: float,
     noise_variance: float,
-    n_points: int = 4096,
+    n_points: int | None = None,
     seed: int = 0,
     return_cov: bool = True,
 ) -> FiniteWidthPosterior:
@@ -82,7 +84,8 @@ def finite_width_posterior(
         X_test: inputs of predictions; `None` means the evidence only.
         width: width n of the last hidden layer, at least 1; infinity is allowed.
         noise_variance: variance $s^2$ of the noise of each target, positive.
-        n_points: quasi-Monte Carlo points per layer in each of four replicates, a power of two.
+        n_points: quasi-Monte Carlo points per layer in each of four replicates, a power of two. `None` takes 8192
+            for up to 64 training inputs, and fewer for more, 1024 at least.
         seed: of the randomisation of the points.
         return_cov: whether to compute `cov`, which takes as long as all the rest.
 
@@ -97,7 +100,7 @@ def finite_width_posterior(
     """
     _checks.instance("net", net, MLP, "a gpntk.MLP")
     width = _checks.real_number("width", width, minimum=1.0, infinite=True)
-    check_points(n_points, seed)
+    n_points = checked_points(n_points, seed, np.shape(X)[0] if np.ndim(X) else 1)
     if _checks.is_traced(net, X, y, X_test, noise_variance) and not jax.config.jax_enable_x64:
         raise TypeError(
             "`finite_width_posterior` computes in double precision: trace and differentiate it within "
@@ -160,12 +163,16 @@ def checked_targets(y: Any, n: int) -> Float[Array, "N q"]:
     return y.reshape(n, -1)
 
 
-def check_points(n_points: Any, seed: Any) -> None:
-    """Of the quasi-Monte Carlo integration of the fluctuations."""
+def checked_points(n_points: Any, seed: Any, n_train: int) -> int:
+    """How many points integrate the fluctuations; by default as many as take about the same time for N^2 pairs."""
+    _checks.integer("seed", seed, minimum=0)
+    if n_points is None:
+        affordable = _POINTS_BY_PAIRS // max(n_train, 1) ** 2
+        return 1 << (int(np.clip(affordable, _FEWEST_POINTS, _MOST_POINTS)).bit_length() - 1)
     n_points = _checks.integer("n_points", n_points, minimum=16)
     if n_points & (n_points - 1):
         raise ValueError(f"`n_points` must be a power of two, got {n_points}.")
-    _checks.integer("seed", seed, minimum=0)
+    return n_points
 
 
 class _Process(NamedTuple):

@@ -30,7 +30,7 @@ def finite_width_classification(
     nugget: float = 1e-2,
     retained: float = 0.999,
     most_modes: int = 512,
-    n_points: int = 1024,
+    n_points: int | None = None,
     seed: int = 0,
 ) -> None:
     r"""NumPyro model of classification with a Bayesian network of finite width, to order 1/n.

@@ -37,7 +37,7 @@ def finite_width_regression(
     n_outputs: int | None = None,
     retained: float = 0.999,
     most_modes: int = 512,
-    n_points: int = 1024,
+    n_points: int | None = None,
     seed: int = 0,
 ) -> None:
     r"""NumPyro model of regression with a Bayesian network of finite width, to order 1/n.

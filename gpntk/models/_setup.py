@@ -15,7 +15,7 @@ from numpyro.distributions import Distribution, Normal, constraints
 from gpntk import _checks
 from gpntk.finite_width._action import QuarticAction
 from gpntk.finite_width._pairs import warn_if_narrow
-from gpntk.finite_width._posterior import check_points, checked_targets
+from gpntk.finite_width._posterior import checked_points, checked_targets
 from gpntk.finite_width._whitened import (
     AppendedRows,
     WhitenedKernel,
@@ -57,7 +57,6 @@ class RandomKernelSetup:
         if self.retained >= 1.0:
             raise ValueError(f"`retained` must be below 1, got {self.retained:g}.")
         self.most_modes = _checks.integer("most_modes", most_modes, minimum=1)
-        check_points(n_points, seed)
         check_source(action, net, width)
         if _checks.is_traced(net):
             raise TypeError(
@@ -68,6 +67,7 @@ class RandomKernelSetup:
         with preparation():
             self.x = np.asarray(_checks.inputs("X", X, None if net is None else net.n_features), np.float64)
             self.n_train = len(self.x)
+            n_points = checked_points(n_points, seed, self.n_train)
             if X_test is not None:
                 x_test = _checks.inputs("X_test", X_test)
                 _checks.equal_columns(X=self.x, X_test=x_test)

@@ -8,6 +8,7 @@ import pytest
 
 import gpntk
 from gpntk.finite_width._fluctuations import REPLICATES, fluctuation_sums, random_kernel
+from gpntk.finite_width._posterior import checked_points
 
 RNG = np.random.default_rng(0)
 X, X_TEST = RNG.normal(size=(4, 2)), RNG.normal(size=(3, 2))
@@ -133,6 +134,11 @@ def test_infinite_width_is_the_conjugate_posterior_of_gpjax(x64, y):
         np.testing.assert_allclose(cov, predictive.covariance_matrix, rtol=0, atol=1e-10)
         log_evidence += float(gpjax.objectives.conjugate_mll(model, data))
     assert posterior.log_marginal_likelihood == pytest.approx(log_evidence, abs=1e-10)
+
+
+def test_points_by_default_are_fewer_for_more_inputs():
+    assert [checked_points(None, 0, n) for n in (1, 64, 65, 100, 5000)] == [8192, 8192, 4096, 2048, 1024]
+    assert checked_points(64, 0, 5000) == 64
 
 
 def test_predictions_do_not_depend_on_which_others_are_asked_for():

@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from integrated import integrated_posterior
+from numpyro.diagnostics import split_gelman_rubin
 from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
@@ -77,6 +78,26 @@ def test_agrees_with_the_closed_form_to_order_one_over_n(x64, y, retained):
     assert np.all(np.abs(exponent - 2.0) < tolerance), (exponent, tolerance)
     assert np.all(tolerance < 1.0)  # orders 1/n and 1/n^3 would be seen
     assert min(corrections) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [8, 32])
+def test_chains_agree(x64, width):
+    """In the data of the example, two chains as NumPyro has them by default."""
+    x = np.array([-1.8, -1.1, -0.2, 0.7, 1.9])[:, None]
+    y = np.array([-0.6, -1.0, 0.1, 1.1, 0.3])
+    net = gpntk.MLP(2, gpntk.Erf(), weight_variance=2.0, bias_variance=0.3)
+    mcmc = MCMC(
+        NUTS(models.finite_width_regression),
+        num_warmup=500,
+        num_samples=2000,
+        num_chains=2,
+        chain_method="sequential",
+        progress_bar=False,
+    )
+    mcmc.run(jax.random.key(0), x, y, net=net, width=width, noise_variance=0.02)
+    assert not mcmc.get_extra_fields()["diverging"].any()
+    assert np.max(split_gelman_rubin(mcmc.get_samples(group_by_chain=True)["kernel_modes"])) < 1.01
 
 
 @pytest.mark.slow
