@@ -42,7 +42,7 @@ from gpntk.datasets import (
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BANDLIMIT, QUADRATURE, POWERS, COPIES = 3, 3, (2.0, 6.0), 3
+BANDLIMIT, QUADRATURE, POWERS, COPIES = 3, 4, (2.0, 6.0), 3
 ALPHAS = np.geomspace(1e-8, 1.0, 33)
 DEPTHS, SCALINGS, WIDTHS = (1, 2), ("all", "each"), (100.0, 300.0, 1000.0, 3000.0, 10000.0)
 SO3, MLP, ROTATED, COULOMB = "SO(3) NTK", "MLP NTK", "MLP NTK, rotated copies", "Laplacian, Coulomb matrices"

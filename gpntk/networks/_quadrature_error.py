@@ -49,12 +49,10 @@ def choose_quadrature(net: "SphericalCNN") -> int:
         if problem is None:
             return max(_LOWEST, 2 * net.bandlimit + 4)
         tolerance = KINKED if _is_kinked(problem) else SMOOTH
-        bad, good = None, None
-        for good in _levels(problem):
-            if _error(problem, good) <= tolerance:
-                break
-            bad = good
-        while bad is not None and good - bad > max(1, good // 16):
+        levels = _levels(problem)
+        good = next((level for level in levels if _error(problem, level) <= tolerance), levels[-1])
+        bad = max((level for level in levels if level < good), default=good - 1)
+        while good - bad > max(1, good // 16):
             middle = (bad + good) // 2
             bad, good = (bad, middle) if _error(problem, middle) <= tolerance else (middle, good)
         return good
