@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from gpjax.kernels import AbstractKernel
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
@@ -44,21 +43,21 @@ class GramOperator(eqx.Module):
 
     kernel: AbstractFeatureKernel
     features: Any
-    _block_size: int = eqx.field(static=True)
-    _mesh: Mesh | None = eqx.field(static=True)
 
     def __init__(self, kernel: AbstractKernel, x: Float[Array, "N D"]):
         _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
         # A sum of one kernel is that kernel, evaluated by our engine.
         self.kernel = kernel if isinstance(kernel, AbstractFeatureKernel) else Sum(kernel)
-        engine = self._engine
-        self.features = engine.placed(checked_features(self.kernel, _checks.inputs("x", x)))
-        self._block_size, self._mesh = engine.side(self.kernel), engine.mesh
+        self.features = self._engine.placed(checked_features(self.kernel, _checks.inputs("x", x)))
 
     @property
     def _engine(self) -> BlockedComputation:
         engine = self.kernel.compute_engine
         return engine if isinstance(engine, BlockedComputation) else BlockedComputation()
+
+    @property
+    def _side(self) -> int:
+        return self._engine.side(self.kernel)
 
     @property
     def size(self) -> int:
@@ -99,18 +98,18 @@ class GramOperator(eqx.Module):
 
 @eqx.filter_jit
 def _gram_product(operator, vectors):
-    kernel, mesh = operator.kernel, operator._mesh
-    arguments = kernel.pair, kernel.diagonal_values, operator.features, vectors, operator._block_size
+    kernel, mesh = operator.kernel, operator._engine.mesh
+    arguments = kernel.pair, kernel.diagonal_values, operator.features, vectors, operator._side
     return gram_product_blocks(*arguments) if mesh is None else sharded_gram_product(*arguments, mesh)
 
 
 @eqx.filter_jit
 def _cross_product(operator, features, vectors):
-    mesh = operator._mesh
-    arguments = operator.kernel.pair, features, operator.features, vectors, operator._block_size
+    mesh = operator._engine.mesh
+    arguments = operator.kernel.pair, features, operator.features, vectors, operator._side
     return cross_product_blocks(*arguments) if mesh is None else sharded_cross_product(*arguments, mesh)
 
 
 @eqx.filter_jit
 def _diagonal(operator):
-    return diagonal_blocks(operator.kernel.diagonal_values, operator.features, operator._block_size)
+    return diagonal_blocks(operator.kernel.diagonal_values, operator.features, operator._side)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sharded_values
 
-from gpntk import MLP, NTK, BlockedComputation
+from gpntk import MLP, NTK, BlockedComputation, NTKRegressor
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "many_devices.py"
 
@@ -89,5 +89,8 @@ def test_engines_with_a_mesh_are_values_and_leave_it_behind_when_they_are_pickle
     assert hash(engine) == hash(BlockedComputation(3, mesh=mesh))
     assert copy.deepcopy(NTK(MLP(), compute_engine=engine)).compute_engine.mesh is mesh
     assert pickle.loads(pickle.dumps(engine)) == BlockedComputation(3)
+    x = np.random.default_rng(0).normal(size=(9, 2))
+    model = NTKRegressor(NTK(MLP(), compute_engine=engine), alpha=0.1, solver="matrix_free").fit(x, x[:, 0])
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(model)).predict(x), model.predict(x), rtol=1e-12)
     with pytest.raises(TypeError, match=r"`mesh` must be a jax\.sharding\.Mesh or None, got 8"):
         BlockedComputation(mesh=8)
