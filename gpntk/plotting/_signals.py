@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -51,9 +52,8 @@ def plot_orbit(
     channel = _channel(channel, group.channels)
     columns = _checks.integer("columns", columns, minimum=1)
     with jax.enable_x64(True):
-        orbit = np.asarray(group.act(x[None]))[:, 0].reshape(group.order, group.points, group.channels)[
-            ..., channel
-        ]
+        orbit = np.asarray(group.act(jnp.asarray(x[None])))
+    orbit = orbit.reshape(group.order, group.points, group.channels)[..., channel]
     options: dict[str, Any] = {"cmap": "gray", "interpolation": "nearest"}
     if shape is None:
         ax = axes_for(ax)
@@ -115,7 +115,7 @@ def plot_sphere(
     channel = _channel(channel, group.channels)
     rings = _checks.integer("rings", rings, minimum=2)
     with jax.enable_x64(True):
-        coefficients = np.asarray(group.coefficients(x[None]))[0, channel]
+        coefficients = np.asarray(group.coefficients(jnp.asarray(x[None])))[0, channel]
     # Values at the centres of cells, whose corners are where the projection puts them.
     theta, phi = np.pi * (np.arange(rings) + 0.5) / rings, np.pi * (np.arange(2 * rings) + 0.5) / rings - np.pi
     points = tuple(np.repeat(theta, len(phi)).tolist()), tuple(np.tile(phi, rings).tolist())
