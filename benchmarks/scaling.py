@@ -7,8 +7,7 @@
 Everything in a process of its own, so that peak memory is that of one size:
 
     solve     a regression with N inputs of dimension 8, depth 2, float32, alpha = 1/100 of the mean diagonal, to a
-              relative residual of 1e-5, without the Gram matrix, with a preconditioner of rank N / 50 (at least
-              256): the whole of it, and one product with the matrix
+              relative residual of 1e-5, without the Gram matrix: the whole of it, and one product with the matrix
     devices   the NTK Gram matrix for N = 20,000 on one device and on two (a processor simulated as two, each with
               the same cores): wall time, and what of it is spent outside of the sharded computation
     depth     the NTK Gram matrix for N = 4,000 with 1 to 16 layers
@@ -104,8 +103,7 @@ def solve(n: int) -> dict[str, float]:
     kernel, x = gpntk.NTK(network()), inputs(n)
     y = np.sin(x).sum(1) + 0.1 * np.random.default_rng(1).standard_normal(n)
     alpha = 1e-2 * float(lx.diagonal(kernel.diagonal(x)).mean())
-    # A preconditioner that grows with the problem costs little beside the iterations it saves.
-    solver = gpntk.MatrixFree(tolerance=TOLERANCE, rank=max(256, n // 50), progress=True)
+    solver = gpntk.MatrixFree(tolerance=TOLERANCE, progress=True)
     start = time.perf_counter()
     flow = gpntk.GradientFlow(kernel, None, x, y, alpha=alpha, solver=solver)
     jax.block_until_ready(flow.dual_coefficients(np.inf))

@@ -129,7 +129,8 @@ def matrix_free_mll(
     gram, residual = _system(model, data)
     fixed, residual_now = jax.lax.stop_gradient(gram), jax.lax.stop_gradient(residual)
     signs = jax.random.rademacher(key, (len(residual), probes), residual.dtype)
-    precondition = fixed.preconditioner(max(1, solver.rank))
+    # Without a preconditioner for the solves, the trace has one of rank 1: probes keep their meaning.
+    precondition = fixed.preconditioner(1 if solver.rank == 0 else solver.rank)
     # Probes w with E[w w^T] = B in the approximation of the preconditioner, and what it makes of them.
     forward, backward = precondition.power(signs, -0.5), precondition.power(signs, 0.5)
     solved, _ = solve(fixed, jnp.concatenate([residual_now, forward], axis=1), solver)

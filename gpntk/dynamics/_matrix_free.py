@@ -54,7 +54,8 @@ class MatrixFree:
             of their equation of motion, at every time up to the last.
         max_iterations: after which a solver gives up, with a warning that says what was reached.
         rank: number of columns of the preconditioner's factor; 0 means no preconditioner. It takes N x rank
-            numbers and as much work as `rank**2 / N` iterations or fewer.
+            numbers and as much work as `rank**2 / N` iterations or fewer. `None` means N / 50, at least 256 and at
+            most 1024.
         progress: whether to show a progress bar.
 
     Raises:
@@ -70,13 +71,14 @@ class MatrixFree:
 
     tolerance: float = 1e-6
     max_iterations: int = 1000
-    rank: int = 256
+    rank: int | None = None
     progress: bool = False
 
     def __post_init__(self):
         _checks.real_number("tolerance", self.tolerance, minimum=0.0, strict=True)
         _checks.integer("max_iterations", self.max_iterations, minimum=1)
-        _checks.integer("rank", self.rank, minimum=0)
+        if self.rank is not None:
+            _checks.integer("rank", self.rank, minimum=0)
         _checks.instance("progress", self.progress, bool, "True or False")
 
 
@@ -107,9 +109,11 @@ class RegularisedGram(eqx.Module):
         weights = jnp.asarray(self.root_weights, vectors.dtype)
         return weights * (self.operator @ (weights * vectors)) + jnp.asarray(self.alpha, vectors.dtype) * vectors
 
-    def preconditioner(self, rank: int) -> Callable:
-        """An approximate inverse; the identity for rank 0."""
-        rank = min(rank, self.operator.size)
+    def preconditioner(self, rank: int | None) -> Callable:
+        """An approximate inverse of the rank in `MatrixFree`; the identity for rank 0."""
+        size = self.operator.size
+        # What it costs should grow like what it saves.
+        rank = min(size, min(max(256, size // 50), 1024) if rank is None else rank)
         if rank == 0:
             return _identity
         return _preconditioner(jax.lax.stop_gradient(self), rank)
