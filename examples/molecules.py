@@ -250,11 +250,14 @@ def report(results, name, path):
         plotting.plot_against_size(sizes, values, ax=left, label=title)
     left.set(yscale="log", xlabel="training molecules", ylabel="mean absolute error (kcal/mol)", title=name)
     left.minorticks_off()
-    left.legend(fontsize=8)
+    # Room for the legend below the curves.
+    left.set_ylim(bottom=0.35 * min(values.mean(0).min() for values in table.values()))
+    left.set_yticks([2, 5, 10], ["2", "5", "10"])
+    left.legend(fontsize=8, loc="lower left")
     scatter = {t: np.abs(np.concatenate([s["scatter"][t] for s in shuffles])) for t in shuffles[0]["scatter"]}
     for title, values in scatter.items():
         spread = np.sqrt(np.mean(values**2))
-        print(f"scatter under rotations, {title:28s}{spread:10.2e} kcal/mol")
+        print(f"scatter under rotations, {title:28s}rms {spread:.2e}, median {np.median(values):.2e} kcal/mol")
         right.hist(np.log10(np.maximum(values, 1e-6)), bins=40, alpha=0.6, label=f"{title}: rms {spread:.1e}")
     right.set(xlabel="log10 |change of a prediction under rotation| (kcal/mol)", ylabel="rotated test molecules")
     right.legend(fontsize=8)
