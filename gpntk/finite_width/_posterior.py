@@ -20,7 +20,7 @@ from gpntk.finite_width._fluctuations import FactorBatch, fluctuation_sums, rand
 from gpntk.finite_width._pairs import warn_if_narrow
 from gpntk.networks import MLP
 
-_FEWEST_POINTS, _MOST_POINTS, _POINTS_BY_PAIRS = 2**10, 2**13, 2**25
+_FEWEST_POINTS, _MOST_POINTS, _POINTS_BY_PAIRS = 2**10, 2**13, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def finite_width_posterior(
         width: width n of the last hidden layer, at least 1; infinity is allowed.
         noise_variance: variance $s^2$ of the noise of each target, positive.
         n_points: quasi-Monte Carlo points per layer in each of four replicates, a power of two. `None` takes 8192
-            for up to 64 training inputs, and fewer for more, 1024 at least.
+            for up to 45 training inputs, and fewer for more, 1024 at least.
         seed: of the randomisation of the points.
         return_cov: whether to compute `cov`, which takes as long as all the rest.
 

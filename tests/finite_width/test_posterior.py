@@ -137,7 +137,7 @@ def test_infinite_width_is_the_conjugate_posterior_of_gpjax(x64, y):
 
 
 def test_points_by_default_are_fewer_for_more_inputs():
-    assert [checked_points(None, 0, n) for n in (1, 64, 65, 100, 5000)] == [8192, 8192, 4096, 2048, 1024]
+    assert [checked_points(None, 0, n) for n in (1, 45, 64, 90, 100, 5000)] == [8192, 8192, 4096, 2048, 1024, 1024]
     assert checked_points(64, 0, 5000) == 64
 
 
