@@ -5,11 +5,12 @@ PYTHON ?= python3
 
 VENV := .venv
 BIN := $(VENV)/bin
-OLDEST := .venv-oldest
 # Neighbouring tests share compiled functions: each process starts with one contiguous half of them.
 PYTEST := -m pytest -n 2 --dist worksteal --durations=10
+# What `make compat` runs in each environment: everything, or for example TESTS="tests/kernels tests/estimators".
+TESTS :=
 
-.PHONY: help demo test test-slow test-oldest lint typecheck docs bench clean
+.PHONY: help demo test test-slow coverage compat test-oldest test-newest test-wheel lint typecheck docs bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
@@ -23,8 +24,23 @@ test: lint ## check the style and run the tests
 test-slow: $(VENV)/installed-dev ## run the slow tier of the tests
 	$(BIN)/python $(PYTEST) -m slow
 
-test-oldest: $(OLDEST)/installed ## run the tests with the lower bounds of all requirements (Python 3.11 or 3.12)
-	$(OLDEST)/bin/python $(PYTEST)
+coverage: $(VENV)/installed-dev ## run the tests and list the lines of the package that none of them reaches
+	$(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+compat: test-oldest test-newest test-wheel ## run the tests with the oldest and the newest requirements, and try the wheel
+
+test-oldest: .venv-oldest/installed ## run the tests with the lower bounds of all requirements (Python 3.11 or 3.12)
+	.venv-oldest/bin/python $(PYTEST) $(TESTS)
+
+test-newest: .venv-newest/installed ## run the tests with the newest versions that the requirements allow
+	.venv-newest/bin/python $(PYTEST) $(TESTS)
+
+test-wheel: $(VENV)/installed-dev ## build sdist and wheel in dist/, install the wheel elsewhere and try it
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd .venv-wheel && bin/python ../tests/typed_user.py
 
 lint: $(VENV)/installed-dev ## check the style and the formatting
 	$(BIN)/ruff check
@@ -40,8 +56,8 @@ bench: $(VENV)/installed-bench ## run all benchmarks at small sizes; without --s
 	$(BIN)/python benchmarks/run.py --short
 
 clean: ## remove the environments and everything that was built
-	rm -rf $(VENV) $(OLDEST) .bench build dist site
-	rm -rf .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* .bench build dist site
+	rm -rf .coverage* .hypothesis .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -58,12 +74,16 @@ $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-# Turns every "name>=version" of pyproject.toml into a pin.
-$(OLDEST)/installed: pyproject.toml
+# Environments beside the one for development, from nothing whenever pyproject.toml has changed. The newest has no
+# constraints; for the oldest every "name>=version" of pyproject.toml becomes a pin.
+CONSTRAINTS_newest := d
+CONSTRAINTS_oldest := s/^ *"([a-z0-9-]+)>=([0-9.]+).*/\1==\2/p
+
+.venv-oldest/installed .venv-newest/installed: .venv-%/installed: pyproject.toml
 	$(CHECK_PYTHON)
-	$(PYTHON) -m venv --clear $(OLDEST)
-	sed -nE 's/^ *"([a-z0-9-]+)>=([0-9.]+).*/\1==\2/p' pyproject.toml > $(OLDEST)/constraints.txt
-	@echo 'Installing gpntk[test] with its oldest requirements in $(OLDEST) ...'
-	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(OLDEST)/constraints.txt --editable '.[test]'
+	$(PYTHON) -m venv --clear .venv-$*
+	sed -nE '$(CONSTRAINTS_$*)' pyproject.toml > .venv-$*/constraints.txt
+	@echo 'Installing gpntk[test] with its $* requirements in .venv-$* ...'
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-$*/constraints.txt --editable '.[test]'
 	@touch $@

@@ -124,7 +124,12 @@ ARCHITECTURES = {
     "activation class": ({"activation": gpntk.ReLU}, TypeError, "`activation`", "Did you mean ReLU()?"),
     "activation function": ({"activation": jnp.tanh}, TypeError, "`activation`", "gpntk.Elementwise(function)"),
     "readout_bias": ({"readout_bias": "no"}, TypeError, "`readout_bias` must be True or False", "'no'"),
-    "width_ratios number": ({"width_ratios": 1.0}, TypeError, "`width_ratios` must be a sequence of 2", "1.0"),
+    "width_ratios number": (
+        {"width_ratios": 1.0},
+        TypeError,
+        "`width_ratios` must be a sequence of numbers",
+        "1.0",
+    ),
     "width_ratios too few": ({"width_ratios": (1.0,)}, ValueError, "`width_ratios` must be 2 positive", "(1.0,)"),
     "width_ratios last": ({"width_ratios": (1, 2)}, ValueError, "`width_ratios`", "the last one 1", "(1.0, 2.0)"),
     "width_ratios zero": ({"width_ratios": (0, 1)}, ValueError, "`width_ratios`", "> 0", "0"),

@@ -1,7 +1,12 @@
-"""Importing the package must leave the process as it found it."""
+"""Importing the package must leave the process as it found it, and cost little."""
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PROBE = """
 import jax, numpy as np
@@ -16,9 +21,43 @@ assert not xla_bridge.backends_are_initialized()
 """
 
 
-def test_import_changes_no_global_state_and_starts_no_device():
-    finished = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+COST = """
+import sys, time
+def seconds(code):
+    start = time.process_time()
+    exec(code, {})
+    return time.process_time() - start
+alone = seconds("import gpntk")
+assert not {"jax", "numpy"} & set(sys.modules)
+required = seconds("import jax, gpjax")
+kernels = seconds("import gpntk; gpntk.MLP, gpntk.NTK, gpntk.groups")
+# About half a second beside one and a half of JAX and GPJax; a ratio does not depend on the machine.
+assert alone < 0.1 * required and kernels < 0.7 * required, (alone, required, kernels)
+assert not {"sklearn", "diffrax", "matplotlib", "s2fft", "pandas"} & set(sys.modules)
+seconds("import gpntk; [getattr(gpntk, name) for name in gpntk.__all__]")
+assert not {"matplotlib", "s2fft", "arviz"} & set(sys.modules)
+"""
+
+
+def _run(code):
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_import_changes_no_global_state_and_starts_no_device():
+    _run(PROBE)
+
+
+def test_imports_are_of_what_is_used():
+    _run(COST)
+
+
+def test_one_version():
+    import gpntk
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert gpntk.__version__ == project["version"] == cited[1]
 
 
 def test_every_public_name_is_there():

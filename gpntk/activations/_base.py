@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gpntk._checks import is_traced, real_number
+from gpntk._checks import is_traced, real_array, real_number
 
 Features = Any
 """What one input contributes to a dual: a pytree of arrays whose leading axes are those of its variance."""
@@ -48,7 +49,7 @@ class AbstractActivation(eqx.Module):
         """Dual and dual derivative of pairs, by broadcasting `covariance` against both features."""
 
     def dual(
-        self, k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
+        self, k: Float[ArrayLike, "..."], q1: Float[ArrayLike, "..."], q2: Float[ArrayLike, "..."]
     ) -> Float[Array, "..."]:
         r"""$E[\sigma(u)\sigma(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting.
 
@@ -59,7 +60,7 @@ class AbstractActivation(eqx.Module):
         return self._from_moments(k, q1, q2)[0]
 
     def dual_derivative(
-        self, k: Float[Array, "..."], q1: Float[Array, "..."], q2: Float[Array, "..."]
+        self, k: Float[ArrayLike, "..."], q1: Float[ArrayLike, "..."], q2: Float[ArrayLike, "..."]
     ) -> Float[Array, "..."]:
         r"""$E[\sigma'(u)\sigma'(v)]$ for covariance `k` and variances `q1`, `q2`, by broadcasting.
 
@@ -75,6 +76,8 @@ class AbstractActivation(eqx.Module):
         return self.pair(variance, features, features)
 
     def _from_moments(self, k, q1, q2):
+        for name, value in (("k", k), ("q1", q1), ("q2", q2)):
+            real_array(name, value)
         k, q1, q2 = (np.asarray(a) if isinstance(a, list | tuple) else a for a in (k, q1, q2))
         traced = is_traced(k, q1, q2)
         if not traced:

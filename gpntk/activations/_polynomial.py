@@ -3,13 +3,12 @@
 import abc
 import functools
 import math
-from collections.abc import Iterable
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpntk._checks import integer, real_number
+from gpntk._checks import integer, real_number, sequence
 from gpntk.activations._base import AbstractActivation
 
 
@@ -104,9 +103,7 @@ class Polynomial(_AbstractPolynomial):
     coefficients: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, coefficients):
-        if not isinstance(coefficients, Iterable):
-            raise TypeError(f"`coefficients` must be a sequence of numbers, got {coefficients!r}.")
-        coefficients = tuple(coefficients)
+        coefficients = sequence("coefficients", coefficients)
         if not coefficients:
             raise ValueError("`coefficients` must hold at least one number, got an empty sequence.")
         self.coefficients = tuple(

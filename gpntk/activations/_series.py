@@ -213,7 +213,7 @@ class Elementwise(_AbstractSeries):
 
     fn: Callable[[Float[Array, "..."]], Float[Array, "..."]] = eqx.field(static=True)
 
-    def __init__(self, fn):
+    def __init__(self, fn: Callable[[Float[Array, "..."]], Float[Array, "..."]]):
         if not callable(fn):
             raise TypeError(f"`fn` must be a function of one array, got {fn!r}.")
         probe = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -221,6 +221,8 @@ class Elementwise(_AbstractSeries):
             result = jax.eval_shape(lambda x: fn(x), probe)
         except jax.errors.TracerArrayConversionError:
             raise TypeError(f"`fn` must be made of functions of jax.numpy, not numpy, got {fn!r}.") from None
+        except TypeError as error:
+            raise TypeError(f"`fn` must be a function of one array, got {fn!r}: {error}") from error
         if getattr(result, "shape", None) != probe.shape:
             raise ValueError(f"`fn` must map an array of shape (3,) to one of the same shape, got {result!r}.")
         self.fn = fn

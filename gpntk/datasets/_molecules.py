@@ -32,7 +32,8 @@ class Molecules(NamedTuple):
 
     def take(self, rows: Any) -> Self:
         """Some of the molecules, padded as before."""
-        return type(self)(*(None if part is None else part[rows] for part in self))
+        targets = None if self.targets is None else self.targets[rows]
+        return type(self)(self.numbers[rows], self.positions[rows], targets)
 
 
 def load_molecules(path: str | Path, target: str | int | None = None) -> Molecules:
@@ -53,8 +54,9 @@ def load_molecules(path: str | Path, target: str | int | None = None) -> Molecul
         ValueError: for other files, missing arrays and fields, what is not a finite number, files without a
             molecule, and targets that are not one a molecule.
         FileNotFoundError: if there is no such file.
+        TypeError: if `path` is not a path.
     """
-    path = Path(path)
+    path = Path(_checks.instance("path", path, (str, Path), "the path of a file or a folder"))
     if not path.exists():
         raise FileNotFoundError(f"`path` must be a file or a folder, got {path}, which does not exist.")
     if path.suffix == ".npz":
@@ -62,10 +64,9 @@ def load_molecules(path: str | Path, target: str | int | None = None) -> Molecul
     files = sorted(path.glob("*.xyz")) if path.is_dir() else [path]
     if not files or any(file.suffix != ".xyz" for file in files):
         raise ValueError(f"`path` must be an .npz file, an .xyz file or a folder of .xyz files, got {path}.")
-    if target is not None:
-        _checks.integer("target", target, minimum=0)
-    molecules = [molecule for file in files for molecule in _from_xyz(file, target)]
-    return _padded(molecules, target is not None)
+    field = None if target is None else _checks.integer("target", target, minimum=0)
+    molecules = [molecule for file in files for molecule in _from_xyz(file, field)]
+    return _padded(molecules, field is not None)
 
 
 def _from_npz(path: Path, target: str | int | None) -> Molecules:
@@ -162,7 +163,11 @@ def rotate_molecules(molecules: Molecules, key: PRNGKeyArray) -> Molecules:
     Args:
         molecules: the molecules.
         key: JAX random key.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
     """
+    _checks.instance("molecules", molecules, Molecules, "gpntk.datasets.Molecules")
     with jax.enable_x64(True):
         matrices = np.asarray(rotation_matrices(random_rotations(key, len(molecules.numbers))))
     return molecules._replace(positions=np.einsum("nij,naj->nai", matrices, molecules.positions))
@@ -176,8 +181,13 @@ def element_counts(
     Args:
         numbers: atomic numbers, 0 for no atom.
         elements: atomic numbers of the elements, in the order of the columns.
+
+    Raises:
+        ValueError: if `numbers` are not atomic numbers in a matrix, or `elements` are none.
+        TypeError: if `elements` are not integers.
     """
-    return np.sum(np.asarray(numbers)[:, :, None] == np.asarray(elements), 1).astype(float)
+    numbers, elements = _atomic_numbers(numbers), _elements(elements)
+    return np.sum(numbers[:, :, None] == np.asarray(elements), 1).astype(float)
 
 
 def coulomb_matrices(
@@ -246,10 +256,10 @@ def atom_environments(
     """
     numbers, positions = _checked(numbers, positions)
     present = sorted(set(numbers[numbers > 0].tolist()))
-    elements = present if elements is None else [_checks.integer("elements", z, minimum=1) for z in elements]
+    elements = present if elements is None else _elements(elements)
     if not set(present) <= set(elements):
         raise ValueError(f"`elements` must have all elements that occur, {present}, got {elements}.")
-    powers = [_checks.real_number("powers", p, minimum=0.0) for p in powers]
+    powers = [_checks.real_number("powers", p, minimum=0.0) for p in _checks.sequence("powers", powers)]
     if not elements or not powers:
         raise ValueError(f"`elements` and `powers` must not be empty, got {elements} and {powers}.")
     group = SO3(bandlimit, len(elements) * len(powers), sampling, 1, nside)
@@ -314,16 +324,27 @@ def _geometry(numbers, positions):
 
 
 def _checked(numbers: Any, positions: Any) -> tuple[np.ndarray, np.ndarray]:
-    numbers, positions = np.asarray(numbers), np.asarray(positions, float)
-    if not any(np.issubdtype(numbers.dtype, kind) for kind in (np.floating, np.integer)):
-        raise ValueError(f"`numbers` must be atomic numbers, integers >= 0, got dtype {numbers.dtype}.")
-    if numbers.ndim != 2 or positions.shape != (*numbers.shape, 3):
+    positions = np.asarray(_checks.real_array("positions", positions, np.float64))
+    numbers = _atomic_numbers(numbers)
+    if positions.shape != (*numbers.shape, 3):
         raise ValueError(
             "`numbers` and `positions` must have shapes (N, atoms) and (N, atoms, 3), got "
             f"{numbers.shape} and {positions.shape}."
         )
-    if not (np.equal(np.mod(numbers, 1), 0) & (numbers >= 0)).all():
-        raise ValueError("`numbers` must be atomic numbers, integers >= 0, got others.")
-    if not np.isfinite(positions).all():
-        raise ValueError("`positions` must be finite, got NaN or infinity.")
-    return numbers.astype(int), positions
+    return numbers, positions
+
+
+def _atomic_numbers(numbers: Any) -> Int[np.ndarray, "N atoms"]:
+    numbers = np.asarray(_checks.as_array("numbers", numbers))
+    if not _checks.is_real(numbers.dtype):
+        raise ValueError(f"`numbers` must be atomic numbers, integers >= 0, got dtype {numbers.dtype}.")
+    if numbers.ndim != 2 or numbers.size == 0:
+        raise ValueError(f"`numbers` must have shape (N, atoms), got {numbers.shape}.")
+    numbers = _checks.real_array("numbers", numbers)
+    if not (np.equal(numbers % 1, 0) & (numbers >= 0) & (numbers <= len(_NUMBER))).all():
+        raise ValueError(f"`numbers` must be atomic numbers, integers >= 0 and <= {len(_NUMBER)}, got others.")
+    return numbers.astype(int)
+
+
+def _elements(elements: Any) -> list[int]:
+    return [_checks.integer("elements", z, minimum=1) for z in _checks.sequence("elements", elements)]

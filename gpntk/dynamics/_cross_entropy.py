@@ -1,6 +1,7 @@
 """Gradient flow of the softmax cross-entropy, an ordinary differential equation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -70,4 +71,5 @@ def _solve(product, probabilities, weights, alpha, clocks):
         max_steps=_MAX_STEPS,
         throw=False,
     )
-    return solution.ys[jnp.argsort(order)], solution.result != diffrax.RESULTS.successful
+    outputs: Any = solution.ys  # never None: `saveat` asks for them
+    return outputs[jnp.argsort(order)], solution.result != diffrax.RESULTS.successful

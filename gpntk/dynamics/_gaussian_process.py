@@ -57,7 +57,7 @@ class MatrixFreePosterior(Posterior):
 
     def __init__(self, model: ConjugateModel, train_data: Dataset, solver: MatrixFree = MatrixFree()):  # noqa: B008
         self._solver = _checks.instance("solver", solver, MatrixFree, "settings such as gpntk.MatrixFree()")
-        self._gram, residual = _system(model, train_data)
+        self._gram, residual = _system(model, train_data, "train_data")
         self.prior, self.likelihood, self.train_data = model.prior, model.likelihood, train_data
         self.representer_weights, _ = solve(self._gram, residual, solver)
 
@@ -125,12 +125,13 @@ def matrix_free_mll(
     _checks.instance("solver", solver, MatrixFree, "settings such as gpntk.MatrixFree()")
     probes = _checks.integer("probes", probes, minimum=1)
     steps = _checks.integer("lanczos_steps", lanczos_steps, minimum=1)
-    key = jax.random.key(0) if key is None else _checks.key("key", key)
-    gram, residual = _system(model, data)
+    _checks.boolean("return_std", return_std)
+    probe_key: Any = _checks.key("key", jax.random.key(0) if key is None else key)
+    gram, residual = _system(model, data, "data")
     fixed, residual_now = jax.lax.stop_gradient(gram), jax.lax.stop_gradient(residual)
-    signs = jax.random.rademacher(key, (len(residual), probes), residual.dtype)
+    signs = jax.random.rademacher(probe_key, (len(residual), probes), residual.dtype)
     # Without a preconditioner for the solves, the trace has one of rank 1: probes keep their meaning.
-    precondition = fixed.preconditioner(1 if solver.rank == 0 else solver.rank)
+    precondition: Any = fixed.preconditioner(1 if solver.rank == 0 else solver.rank)
     # Probes w with E[w w^T] = B in the approximation of the preconditioner, and what it makes of them.
     forward, backward = precondition.power(signs, -0.5), precondition.power(signs, 0.5)
     solved, _ = solve(fixed, jnp.concatenate([residual_now, forward], axis=1), solver)
@@ -173,16 +174,17 @@ def _require_numbers(traces: Float[Array, " m"]) -> Float[Array, " m"]:
     return traces
 
 
-def _system(model: ConjugateModel, data: Dataset) -> tuple[RegularisedGram, Float[Array, "N 1"]]:
+def _system(model: ConjugateModel, data: Dataset, name: str) -> tuple[RegularisedGram, Float[Array, "N 1"]]:
     """`K + noise` as a function of vectors, and the targets without the prior mean."""
     _checks.instance("model", model, ConjugateModel, "a GPJax prior times a Gaussian likelihood")
     _checks.instance("likelihood", model.likelihood, Gaussian, "a Gaussian likelihood")
-    _checks.instance("data", data, Dataset, "a gpjax.Dataset")
-    if data.y is None or data.y.shape != (len(data.X), 1):
+    _checks.instance(name, data, Dataset, "a gpjax.Dataset")
+    x: Any = data.X
+    if data.y is None or data.y.shape != (len(x), 1):
         shape = None if data.y is None else data.y.shape
-        raise ValueError(f"`data` must have one output of shape ({len(data.X)}, 1), got {shape}.")
-    operator = GramOperator(model.prior.kernel, data.X)
+        raise ValueError(f"`{name}` must have one output of shape ({len(x)}, 1), got {shape}.")
+    operator = GramOperator(model.prior.kernel, x)
     variance = val(model.likelihood.obs_stddev) ** 2 + model.prior.jitter
     ones = jnp.ones((operator.size, 1))
-    residual = working_precision(data.y - model.prior.mean_function(data.X))
+    residual = working_precision(data.y - model.prior.mean_function(x))
     return RegularisedGram(operator, ones, jnp.asarray(variance, float)), residual

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from gpjax.kernels import AbstractKernel
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
@@ -88,23 +89,22 @@ class AbstractKernelTraining(abc.ABC):
         columns = jnp.moveaxis(coefficients, 1, 0).reshape(len(self.X), -1)
         outputs = self._cast(self._operator().cross_product(X_test, columns))
         outputs = jnp.moveaxis(outputs.reshape(len(X_test), len(times), -1), 1, 0)
-        return outputs.reshape(*jnp.shape(time), len(X_test), *self.y.shape[1:])
+        return outputs.reshape(*np.shape(time), len(X_test), *self.y.shape[1:])
 
     def _covariance(self, X_test, time, diagonal):
-        if self.nngp is None:
-            raise ValueError("A covariance needs the prior: `nngp` must be a kernel, got None.")
+        self._prior()
         times = _times(time, self.X.dtype)
         X_test = self._test_inputs(X_test)
         # Variances of some test inputs do not need the others: no more of them at once than there are rows.
         size = len(self.X) if self._iterative is None else max(1, COLUMNS // len(times))
         parts = range(0, len(X_test), size) if diagonal else [0]
         spread = [self._spread(X_test[i : i + size] if diagonal else X_test, times, diagonal) for i in parts]
-        return jnp.concatenate(spread, axis=1).reshape(*jnp.shape(time), *spread[0].shape[2:], len(X_test))
+        return jnp.concatenate(spread, axis=1).reshape(*np.shape(time), *spread[0].shape[2:], len(X_test))
 
     def _spread(self, X_test, times, diagonal) -> Float[Array, "T ..."]:
         prior_cross, cross = self._cross_kernels(X_test)
-        prior = self.nngp.diagonal(X_test) if diagonal else self.nngp.gram(X_test)
-        prior = self._cast(lx.diagonal(prior) if diagonal else prior.as_matrix())
+        prior = self._prior()
+        prior = self._cast(lx.diagonal(prior.diagonal(X_test)) if diagonal else prior.gram(X_test).as_matrix())
         if self._iterative is None and not self._by_cholesky(times) and not _checks.is_traced(self._dependencies):
             clock = self._clock(times)
             system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
@@ -122,13 +122,13 @@ class AbstractKernelTraining(abc.ABC):
             values.append(_propagated(prior, images, prior_cross, responses, diagonal))
         return jnp.concatenate(values)
 
-    def dual_coefficients(self, time: float | Float[Array, " T"]) -> Float[Array, "..."]:
+    def dual_coefficients(self, time: float | Float[ArrayLike, " T"]) -> Float[Array, "..."]:
         """Dual coefficients c of the mean output `Theta(x, X) c`.
 
         They have the shape of the targets, without rows of weight zero; a vector of T times adds a leading axis.
         """
         coefficients = self._coefficients(_times(time, self.X.dtype))
-        return coefficients.reshape(*jnp.shape(time), *self.y.shape)
+        return coefficients.reshape(*np.shape(time), *self.y.shape)
 
     def _coefficients(self, times: Float[Array, " T"]) -> Float[Array, "T N q"]:
         """Dual coefficients c: the mean output at x is `Theta(x, X) c`."""
@@ -146,26 +146,26 @@ class AbstractKernelTraining(abc.ABC):
     def _respond(self, times: Float[Array, " T"], rhs: Float[Array, "N m"]) -> Float[Array, "T N m"]:
         """`S r(B) S rhs` at the given times."""
         if self._iterative is not None:
-            return self._respond_iteratively(times, rhs)
+            return self._respond_iteratively(times, rhs, self._iterative)
         if self._by_cholesky(times):
             return _solved(self._cached("cholesky", self._cholesky), self._root_weights, rhs, len(times))
         clock = self._clock(times)
         system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
         return _responded(self._response, system, clock, self._root_weights, rhs)
 
-    def _respond_iteratively(self, times, rhs):
+    def _respond_iteratively(self, times, rhs, settings: MatrixFree):
         gram = self._regularised_gram()
         rhs = self._root_weights * rhs
         at_infinity = np.zeros(len(times), bool) if _checks.is_traced(times) else np.isinf(times)
-        limit, reports = None, []
-        finite = iter(())
+        limit: Any = None
+        finite, reports = iter(()), []
         if at_infinity.any():
-            limit, report = solve(gram, rhs, self._iterative)
+            limit, report = solve(gram, rhs, settings)
             reports.append(report)
         if not at_infinity.all():
             clock = self._clock(times[~at_infinity])
             resolved = functools.partial(self._check_resolution, clock=clock)
-            finite, report = respond(gram, self._response, clock, rhs, self._iterative, resolved)
+            finite, report = respond(gram, self._response, clock, rhs, settings, resolved)
             finite, reports = iter(finite), [*reports, report]
         values = jnp.stack([limit if infinite else next(finite) for infinite in at_infinity])
         if None not in reports:
@@ -241,7 +241,7 @@ class AbstractKernelTraining(abc.ABC):
             return cross, cross
         if _are_of_one_network(self.nngp, self.ntk):
             return tuple(map(self._cast, nngp_and_ntk(self.ntk.net, X_test, self.X)))
-        return tuple(self._cast(kernel.cross_covariance(X_test, self.X)) for kernel in (self.nngp, self.ntk))
+        return tuple(self._cast(kernel.cross_covariance(X_test, self.X)) for kernel in (self._prior(), self.ntk))
 
     @property
     def gram(self) -> Float[Array, "N N"]:
@@ -263,15 +263,20 @@ class AbstractKernelTraining(abc.ABC):
         message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
         return _require(_all_finite(gram), gram, message)
 
+    def _prior(self) -> AbstractKernel:
+        if self.nngp is None:
+            raise ValueError("A covariance needs the prior: `nngp` must be a kernel, got None.")
+        return self.nngp
+
     def _prior_gram(self):
-        return self._gram() if self.nngp is self.ntk else self._cast(self.nngp.gram(self.X).as_matrix())
+        return self._gram() if self.nngp is self.ntk else self._cast(self._prior().gram(self.X).as_matrix())
 
     def _prior_product(self, vectors: Float[Array, "T N M"]) -> Float[Array, "T N M"]:
         """The prior's Gram matrix times vectors."""
         if self._iterative is None:
             return _products(self._cached("prior_gram", self._prior_gram), vectors)
         columns = jnp.moveaxis(vectors, 1, 0).reshape(len(self.X), -1)
-        operator = self._cached("prior_operator", lambda: GramOperator(self.nngp, self.X))
+        operator = self._cached("prior_operator", lambda: GramOperator(self._prior(), self.X))
         images = self._cast(operator @ columns).reshape(len(self.X), len(vectors), -1)
         return jnp.moveaxis(images, 1, 0)
 
@@ -280,7 +285,7 @@ class AbstractKernelTraining(abc.ABC):
         _checks.equal_columns(X=self.X, X_test=X_test)
         return X_test.astype(self.X.dtype)
 
-    def _cast(self, values):
+    def _cast(self, values: Any) -> Array:
         return values.astype(self.X.dtype)
 
     @property
@@ -360,13 +365,13 @@ class GradientFlow(AbstractKernelTraining):
         self,
         ntk: AbstractKernel,
         nngp: AbstractKernel | None,
-        X: Float[Array, "N D"],
-        y: Float[Array, "N ..."],
+        X: Float[ArrayLike, "N D"],
+        y: Float[ArrayLike, "N ..."],
         learning_rate: float = 1.0,
         alpha: float = 0.0,
         loss: str = "squared",
         reduction: str = "sum",
-        sample_weight: Float[Array, " N"] | None = None,
+        sample_weight: Float[ArrayLike, " N"] | None = None,
         solver: str | MatrixFree = "auto",
     ):
         self.loss = _checks.option("loss", loss, ("squared", "cross_entropy"))
@@ -374,7 +379,7 @@ class GradientFlow(AbstractKernelTraining):
         if loss == "cross_entropy":
             _check_probabilities(self.y)
 
-    def mean(self, X_test: Float[Array, "M D"], time: float | Float[Array, " T"]) -> Float[Array, "..."]:
+    def mean(self, X_test: Float[ArrayLike, "M D"], time: float | Float[ArrayLike, " T"]) -> Float[Array, "..."]:
         """Mean output at a training time, or at each of a vector of times.
 
         Args:
@@ -386,7 +391,9 @@ class GradientFlow(AbstractKernelTraining):
         """
         return self._mean(X_test, time)
 
-    def covariance(self, X_test: Float[Array, "M D"], time: float | Float[Array, " T"]) -> Float[Array, "*T M M"]:
+    def covariance(
+        self, X_test: Float[ArrayLike, "M D"], time: float | Float[ArrayLike, " T"]
+    ) -> Float[Array, "*T M M"]:
         """Covariance of the outputs over initialisations, the same for every output.
 
         Arguments are those of `mean`. Returns (M, M); a vector of T times adds a leading axis.
@@ -394,7 +401,9 @@ class GradientFlow(AbstractKernelTraining):
         self._check_gaussian()
         return self._covariance(X_test, time, diagonal=False)
 
-    def variance(self, X_test: Float[Array, "M D"], time: float | Float[Array, " T"]) -> Float[Array, "*T M"]:
+    def variance(
+        self, X_test: Float[ArrayLike, "M D"], time: float | Float[ArrayLike, " T"]
+    ) -> Float[Array, "*T M"]:
         """The diagonal of `covariance`, without the rest of it; rounding errors below zero are set to zero."""
         self._check_gaussian()
         return self._covariance(X_test, time, diagonal=True)
@@ -442,27 +451,31 @@ class GradientDescent(AbstractKernelTraining):
         self,
         ntk: AbstractKernel,
         nngp: AbstractKernel | None,
-        X: Float[Array, "N D"],
-        y: Float[Array, "N ..."],
+        X: Float[ArrayLike, "N D"],
+        y: Float[ArrayLike, "N ..."],
         learning_rate: float,
         alpha: float = 0.0,
         reduction: str = "sum",
-        sample_weight: Float[Array, " N"] | None = None,
+        sample_weight: Float[ArrayLike, " N"] | None = None,
         solver: str | MatrixFree = "auto",
     ):
-        if solver == "cholesky":
+        if checked_solver(solver) == "cholesky":
             raise ValueError("`solver` must be 'auto', 'eigh' or 'matrix_free' for descent, got 'cholesky'.")
         super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, solver)
 
-    def mean(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "..."]:
+    def mean(self, X_test: Float[ArrayLike, "M D"], steps: int | Float[ArrayLike, " T"]) -> Float[Array, "..."]:
         """Mean output after a number of steps, or after each of a vector of numbers; see `GradientFlow.mean`."""
         return self._mean(X_test, _whole(steps))
 
-    def covariance(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "*T M M"]:
+    def covariance(
+        self, X_test: Float[ArrayLike, "M D"], steps: int | Float[ArrayLike, " T"]
+    ) -> Float[Array, "*T M M"]:
         """Covariance of the outputs over initialisations; see `GradientFlow.covariance`."""
         return self._covariance(X_test, _whole(steps), diagonal=False)
 
-    def variance(self, X_test: Float[Array, "M D"], steps: int | Float[Array, " T"]) -> Float[Array, "*T M"]:
+    def variance(
+        self, X_test: Float[ArrayLike, "M D"], steps: int | Float[ArrayLike, " T"]
+    ) -> Float[Array, "*T M"]:
         """The diagonal of `covariance`; see `GradientFlow.variance`."""
         return self._covariance(X_test, _whole(steps), diagonal=True)
 
@@ -616,32 +629,29 @@ def _parameter(name: str, value: Any, *, strict: bool = False) -> Any:
 # Concrete targets, weights and times stay arrays of NumPy, whose values `jit` leaves visible.
 
 
+def _concrete(values: Any) -> Any:
+    return values if _checks.is_traced(values) else np.asarray(values)
+
+
 def _targets(y: Any, X: Float[Array, "N D"]) -> Any:
-    y = y if _checks.is_traced(y) else np.asarray(y)
-    if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise ValueError(f"`y` must be an array of real numbers, got dtype {y.dtype}.")
+    y = _concrete(_checks.real_array("y", y, X.dtype))
     if y.ndim not in (1, 2) or y.shape[0] != X.shape[0] or y.size == 0:
         raise ValueError(
             f"`y` must have shape ({X.shape[0]},) or ({X.shape[0]}, n_outputs) for X of shape {X.shape}, "
             f"got {y.shape}."
         )
-    if not _checks.is_traced(y) and not np.isfinite(y).all():
-        raise ValueError("`y` must be finite, got NaN or infinity.")
-    return y.astype(X.dtype)
+    return y
 
 
-def checked_weights(weights: Any, X: Float[Array, "N D"]) -> Any:
+def checked_weights(weights: Any, X: Float[Array | np.ndarray, "N D"]) -> Any:
     if weights is None:
         return np.ones(X.shape[0], X.dtype)
-    weights = weights if _checks.is_traced(weights) else np.asarray(weights)
+    weights = _concrete(_checks.real_array("sample_weight", weights, X.dtype))
     if weights.shape != X.shape[:1]:
         raise ValueError(
             f"`sample_weight` must have shape {X.shape[:1]} for X of shape {X.shape}, got {weights.shape}."
         )
-    weights = weights.astype(X.dtype)
-    if not _checks.is_traced(weights) and not (
-        np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()
-    ):
+    if not _checks.is_traced(weights) and not ((weights >= 0).all() and (weights > 0).any()):
         raise ValueError(
             "`sample_weight` must be finite, >= 0 and somewhere positive, got values from "
             f"{weights.min():g} to {weights.max():g}."
@@ -654,31 +664,38 @@ def _check_probabilities(y: Float[Array, "N ..."]) -> None:
         raise ValueError(f"`y` must have shape (N, n_classes) for loss='cross_entropy', got {y.shape}.")
     if _checks.is_traced(y):
         return
-    y = np.asarray(y)
-    if (y < 0).any() or not np.allclose(y.sum(1), 1.0, atol=1e-5):
+    values = np.asarray(y)
+    sums = values.sum(1)
+    if (values < 0).any() or not np.allclose(sums, 1.0, atol=1e-5):
         raise ValueError(
             "`y` must hold class probabilities for loss='cross_entropy': rows >= 0 that sum to 1, "
-            f"got values from {y.min():g} and row sums from {y.sum(1).min():g} to {y.sum(1).max():g}."
+            f"got values from {values.min():g} and row sums from {sums.min():g} to {sums.max():g}."
         )
 
 
 def _times(time: Any, dtype) -> Any:
     """Checked times as a vector."""
-    if jnp.ndim(time) > 1:
-        raise ValueError(f"`time` must be a number or a vector, got shape {jnp.shape(time)}.")
-    if _checks.is_traced(time):
-        return jnp.atleast_1d(time).astype(dtype)
-    for number in np.ravel(np.asarray(time)).tolist():
-        _checks.real_number("time", number, minimum=0.0, infinite=True)
-    return np.atleast_1d(np.asarray(time)).astype(dtype)
+    time = _concrete(checked_times("time", time))
+    return time.reshape(-1).astype(dtype)
+
+
+def checked_times(name: str, values: Any) -> Any:
+    """Times (or numbers of steps), checked: a number or a vector, not negative, infinity allowed."""
+    values = _checks.as_array(name, values)
+    if values.ndim > 1 or values.size == 0:
+        raise ValueError(f"`{name}` must be a number or a vector, got shape {values.shape}.")
+    if not _checks.is_traced(values):
+        for number in np.ravel(np.asarray(values)).tolist():
+            _checks.real_number(name, number, minimum=0.0, infinite=True)
+    return values
 
 
 def _whole(steps: Any) -> Any:
+    steps = checked_times("steps", steps)
     if not _checks.is_traced(steps):
-        for number in np.ravel(np.asarray(steps)).tolist():
-            number = _checks.real_number("steps", number, minimum=0.0, infinite=True)
-            if number % 1 > 0:
-                raise ValueError(f"`steps` must be whole numbers, got {number:g}.")
+        finite = np.asarray(steps)[np.isfinite(steps)]
+        if (finite % 1 > 0).any():
+            raise ValueError(f"`steps` must be whole numbers, got {finite[finite % 1 > 0][0]:g}.")
     return steps
 
 

@@ -1,6 +1,6 @@
 """What regressor and classifier share: parameters, kernels and precision."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from gpntk import _checks
 from gpntk.dynamics import GradientFlow, MatrixFree
-from gpntk.dynamics._training import checked_solver, checked_weights
+from gpntk.dynamics._training import checked_solver, checked_times, checked_weights
 from gpntk.kernels import NNGP, NTK
 from gpntk.networks import MLP, AbstractNetwork
 
@@ -40,7 +40,7 @@ class AbstractNetworkEstimator(BaseEstimator):
 
     def __getstate__(self):
         # JAX would restore float64 arrays in float32 wherever the float64 flag is off; NumPy keeps them.
-        state = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # pyright: ignore[reportAssignmentType] (a dictionary)
         return {name: jax.tree.map(_as_numpy, value) for name, value in state.items()}
 
 
@@ -65,9 +65,10 @@ class AbstractNTKEstimator(AbstractNetworkEstimator):
         _checks.option("reduction", self.reduction, ("sum", "mean"))
         checked_solver(self.solver)
         _checks.option("dtype", self.dtype, ("float64", "float32"))
-        X, y = validate_data(self, X, y, dtype=self.dtype, **validation)
+        X, y = cast(tuple[np.ndarray, np.ndarray], validate_data(self, X, y, dtype=self.dtype, **validation))
         if sample_weight is not None:
-            sample_weight = checked_weights(_check_sample_weight(sample_weight, X, dtype=X.dtype), X)
+            _checks.real_array("sample_weight", sample_weight, self.dtype)
+            sample_weight = checked_weights(_check_sample_weight(sample_weight, X, dtype=self.dtype), X)
         network = default_network() if self.network is None else self.network
         prior = self.prior
         if isinstance(network, AbstractNetwork):
@@ -111,6 +112,9 @@ class AbstractNTKEstimator(AbstractNetworkEstimator):
         if time is None:
             return self.time
         return _checks.real_number("time", time, minimum=0.0, infinite=True)
+
+    def _several(self, times) -> np.ndarray:
+        return np.atleast_1d(np.asarray(checked_times("times", times)))
 
     def _mean(self, X, times):
         with jax.enable_x64(True):

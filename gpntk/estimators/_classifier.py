@@ -120,7 +120,7 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
 
     def predict_path(self, X: Any, times: Any) -> np.ndarray:
         """Decision functions at a vector of times, with that leading axis, at the cost of about one of them."""
-        return _decision(self._mean(self._test_inputs(X), np.atleast_1d(np.asarray(times))))
+        return _decision(self._mean(self._test_inputs(X), self._several(times)))
 
     def predict_proba(self, X: Any, time: float | None = None) -> np.ndarray:
         """Class probabilities, (n_samples, n_classes).

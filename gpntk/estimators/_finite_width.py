@@ -1,5 +1,6 @@
 """Regression with Bayesian networks of finite width."""
 
+import dataclasses
 from typing import Any, Self
 
 import jax
@@ -95,13 +96,14 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         _checks.option("method", self.method, ("closed_form", "mcmc"))
         _checks.real_number("width", self.width, minimum=1.0, infinite=True)
         _checks.real_number("noise_variance", self.noise_variance, minimum=0.0, strict=True)
-        _checks.instance("normalize_y", self.normalize_y, (bool, np.bool_), "True or False")
+        for name in ("normalize_y", "progress"):
+            _checks.boolean(name, getattr(self, name))
         for name in ("num_warmup", "num_samples", "num_chains"):
             _checks.integer(name, getattr(self, name), minimum=1)
         X, y = validate_data(self, X, y, dtype="float64", multi_output=True, y_numeric=True)
         self.network_ = default_network() if self.network is None else self.network
         _checks.instance("network", self.network_, MLP, "a gpntk.MLP or None")
-        y = y.astype(float)
+        y = _checks.real_array("y", y, float)
         self._y_mean, self._y_scale = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
         if self.normalize_y:
             self._y_mean, scale = y.mean(axis=0), y.std(axis=0)
@@ -129,12 +131,15 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         Returns:
             (n_samples,) or (n_samples, n_outputs), followed by the spread if asked for.
         """
+        _checks.boolean("return_std", return_std)
+        _checks.boolean("return_cov", return_cov)
         if return_std and return_cov:
             raise RuntimeError("At most one of return_std or return_cov can be requested.")
         X = self._test_inputs(X)
         if self.method == "closed_form":
             posterior = self._closed_form(X, return_cov=return_cov)
-            mean, variance, covariance = posterior.mean, posterior.variance, posterior.cov
+            mean, variance = np.asarray(posterior.mean), np.asarray(posterior.variance)
+            covariance = np.asarray(posterior.cov)  # of None where it is not asked for
         else:
             mean, variance, covariance = self._sampled_moments(X, return_cov=return_cov)
         mean = mean * self._y_scale + self._y_mean
@@ -186,15 +191,8 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         )
         if rows is None:
             return posterior
-        return FiniteWidthPosterior(
-            posterior.width,
-            posterior.mean[:rows],
-            posterior.variance[:rows],
-            posterior.cov,
-            posterior.log_marginal_likelihood,
-            posterior.evidence_slope,
-            posterior.evidence_slope_se,
-        )
+        mean, variance = (np.asarray(values)[:rows] for values in (posterior.mean, posterior.variance))
+        return dataclasses.replace(posterior, mean=mean, variance=variance)
 
     def _arguments(self):
         names = ("width", "noise_variance", "n_points")
@@ -247,8 +245,9 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
             noise_variance=self.noise_variance,
             n_points=16,
         )
-        deviation = np.sqrt(np.maximum(np.diagonal(limit.cov), 1e-30))
-        return limit.cov / np.multiply.outer(deviation, deviation)
+        covariance = np.asarray(limit.cov)
+        deviation = np.sqrt(np.maximum(np.diagonal(covariance), 1e-30))
+        return covariance / np.multiply.outer(deviation, deviation)
 
 
 def _padded(X):

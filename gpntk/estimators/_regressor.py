@@ -89,9 +89,9 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
             ValueError: for bad parameters or data, and if the Gram matrix is too close to singular.
         """
         _checks.option("loss", self.loss, ("squared",))
-        _checks.instance("normalize_y", self.normalize_y, (bool, np.bool_), "True or False")
+        _checks.boolean("normalize_y", self.normalize_y)
         X, y, sample_weight = self._start(X, y, sample_weight, multi_output=True, y_numeric=True)
-        y = y.astype(self.dtype)
+        y = _checks.real_array("y", y, self.dtype)
         self._y_mean, self._y_scale = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
         if self.normalize_y:
             self._y_mean = np.average(y, axis=0, weights=sample_weight)
@@ -114,6 +114,8 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         Returns:
             (n_samples,) or (n_samples, n_outputs), followed by the spread if asked for.
         """
+        _checks.boolean("return_std", return_std)
+        _checks.boolean("return_cov", return_cov)
         if return_std and return_cov:
             raise RuntimeError("At most one of return_std or return_cov can be requested.")
         X, time = self._test_inputs(X), self._single(time)
@@ -132,7 +134,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         Returns:
             (n_times, n_samples) or (n_times, n_samples, n_outputs).
         """
-        return self._rescaled(self._mean(self._test_inputs(X), np.atleast_1d(np.asarray(times))))
+        return self._rescaled(self._mean(self._test_inputs(X), self._several(times)))
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> np.ndarray:
         """Outputs of randomly initialised, trained networks, jointly over the rows of X.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.transforms import Transform, biject_to
@@ -69,15 +70,17 @@ class QuarticAction(Distribution):
 
     def __init__(
         self,
-        g: Float[Array, "N N"],
-        v: Float[Array, "N N N N"],
+        g: Float[ArrayLike, "N N"],
+        v: Float[ArrayLike, "N N N N"],
         n_outputs: int = 1,
         squared_radius: float | None = None,
         *,
         validate_args: bool | None = None,
     ):
         self.n_outputs = _checks.integer("n_outputs", n_outputs, minimum=1)
-        g, v = np.asarray(g, np.float64), np.asarray(v, np.float64)
+        if validate_args is not None:
+            _checks.boolean("validate_args", validate_args)
+        g, v = (np.asarray(_checks.real_array(n, a, np.float64)) for n, a in (("g", g), ("v", v)))
         _check_couplings(g, v)
         covariance = np.linalg.inv(g)
         factor = np.linalg.cholesky(0.5 * (covariance + covariance.T))
@@ -170,7 +173,7 @@ class QuarticAction(Distribution):
         g = np.linalg.inv(covariance)
         return cls(0.5 * (g + g.T), _raised(V, inverse) / width, n_outputs, squared_radius)
 
-    @constraints.dependent_property(is_discrete=False, event_dim=2)
+    @constraints.dependent_property(is_discrete=False, event_dim=2)  # pyright: ignore[reportArgumentType]
     def support(self):
         return EllipsoidConstraint(self._factor, self.squared_radius)
 
@@ -184,7 +187,8 @@ class QuarticAction(Distribution):
         """Logarithm of the density, normalised to order 1/n; minus infinity outside of the support."""
         if self._validate_args:
             self._validate_sample(value)
-        return jnp.where(self.support(value), -self.action(value) - self._log_normaliser, -jnp.inf)
+        inside = jnp.asarray(self.support(value))
+        return jnp.where(inside, -self.action(value) - self._log_normaliser, -jnp.inf)
 
     def random_kernel(self) -> KernelMoments:
         r"""The random kernel of the same distribution to order 1/n: mean $K + K_1/n$ and covariance $V/n$.
@@ -346,7 +350,7 @@ class EllipsoidConstraint(constraints.Constraint):
 class EllipsoidTransform(Transform):
     r"""All matrices onto the ellipsoid, $u \mapsto F u / \sqrt{1 + |u|^2/R^2}$."""
 
-    domain = constraints.real_matrix
+    domain: Any = constraints.real_matrix
 
     def __init__(self, factor, squared_radius):
         self.factor, self.squared_radius = factor, squared_radius

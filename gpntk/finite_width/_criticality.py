@@ -7,12 +7,13 @@ grows, and with it gradients. At criticality both are 1 at a fixed point (Robert
 of Deep Learning Theory*, chapter 5).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 from scipy.optimize import brentq
 
 from gpntk import _checks
@@ -37,7 +38,7 @@ class CriticalInitialization(NamedTuple):
 
 
 def susceptibilities(
-    activation: AbstractActivation, weight_variance: float, variance: Float[Array, "..."]
+    activation: AbstractActivation, weight_variance: float, variance: Float[ArrayLike, "..."]
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     r"""Parallel and perpendicular susceptibility, $C_W\,\partial_q E[\sigma^2]$ and $C_W\,E[\sigma'^2]$.
 
@@ -51,7 +52,7 @@ def susceptibilities(
     """
     _checks.instance("activation", activation, AbstractActivation, "an activation such as gpntk.ReLU()")
     weight_variance = _checks.real_number("weight_variance", weight_variance, minimum=0.0, strict=True)
-    variance = np.asarray(variance, np.float64)
+    variance = np.asarray(_checks.real_array("variance", variance, np.float64))
     if not (variance >= 0).all():
         raise ValueError(f"`variance` must be >= 0, got {np.min(variance):g}.")
     with jax.enable_x64(True):
@@ -97,7 +98,8 @@ def critical_initialization(activation: AbstractActivation) -> CriticalInitializ
         with np.errstate(all="ignore"):
             changes = excess[:-1] * excess[1:] < 0
         for left in np.flatnonzero(changes & np.isfinite(excess[1:])):
-            fixed_point = brentq(lambda q: _imbalance(activation, q), kernels[left], kernels[left + 1], xtol=1e-15)
+            interval = kernels[left], kernels[left + 1]
+            fixed_point: Any = brentq(lambda q: _imbalance(activation, q), *interval, xtol=1e-15)  # a number
             at = _moments(activation, np.asarray(fixed_point))
             weight_variance = float(1.0 / at.slope)
             bias_variance = fixed_point - weight_variance * float(at.second)

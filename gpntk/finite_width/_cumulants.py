@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
@@ -157,7 +158,7 @@ class FactoredCumulants:
 
 
 def cumulants(
-    net: MLP, X: Float[Array, "N D"], rank: int | None = None, *, tolerance: float | None = None, seed: int = 0
+    net: MLP, X: Float[ArrayLike, "N D"], rank: int | None = None, *, tolerance: float | None = None, seed: int = 0
 ) -> "Cumulants | FactoredCumulants":
     r"""All order-1/n statistics of a multilayer perceptron at the inputs X, in double precision.
 
@@ -185,6 +186,7 @@ def cumulants(
     rank = None if rank is None else _checks.integer("rank", rank, minimum=1)
     tolerance = (2e-4 if rank is None else 1e-3) if tolerance is None else tolerance
     tolerance = _checks.real_number("tolerance", tolerance, minimum=0.0, strict=True)
+    seed = _checks.integer("seed", seed, minimum=0)
     with jax.enable_x64(True):
         x = jnp.asarray(_checks.inputs("X", X, net.n_features), jnp.float64)
         _check_memory(len(x), rank)
@@ -286,7 +288,13 @@ def _next_layers(statistics, fourth, theta, maps, moments, following, weight_var
     statistics, fourth = jax.tree.map(
         lambda leaf: jnp.tile(leaf, (replicates // len(leaf), 1, 1, 1, 1)), (statistics, fourth)
     )
-    advance = lambda s, f: next_layer(s, theta, *maps, moments, f, following, weight_variance, ratio)  # noqa: E731
+    dual, dual_derivative = maps
+
+    def advance(statistics, fourth):
+        return next_layer(
+            statistics, theta, dual, dual_derivative, moments, fourth, following, weight_variance, ratio
+        )
+
     return jax.vmap(advance)(statistics, fourth)
 
 
@@ -338,7 +346,7 @@ def _factored(net, inputs, pairs, rank: int, tolerance: float, seed: int) -> Fac
         factors, dropped = compressed(np.concatenate([factors, weight_variance * added.factors]), kept)
         left_out += dropped
     last = jax.tree.map(lambda leaf: np.asarray(leaf[-1]), pairs)
-    variance = np.asarray(inputs.layers.K[:, -1])
+    variance = inputs.layers.K[:, -1]
     exact = _pair_variances(last.V, Pairing.of(variance[:, None], variance[None, :]))
     residual = np.asarray(exact) - np.sum(factors**2, axis=0)
     return FactoredCumulants(

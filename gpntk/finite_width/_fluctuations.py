@@ -10,6 +10,7 @@ accumulated in batches, with N^2 numbers a point. All of it is differentiable in
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -229,7 +230,7 @@ def first_order(dual: Derivatives, factors: FactorBatch) -> FactorBatch:
     """The first derivative of the dual in the direction of each factor."""
     gradient = dual.gradient[:, :, : factors.block.shape[2]]
     own = jnp.sum(jnp.diagonal(dual.gradient, axis1=1, axis2=2), axis=0)
-    block = sum(g * move for g, move in zip(gradient, _moves(factors), strict=True))
+    block = functools.reduce(operator.add, (g * move for g, move in zip(gradient, _moves(factors), strict=True)))
     return FactorBatch(block, own * factors.diagonal)
 
 
@@ -237,6 +238,7 @@ def _second_order(dual: Derivatives, factors: FactorBatch) -> FactorBatch:
     """The second derivative of the dual in the direction of each factor, twice."""
     hessian = dual.hessian[:, :, :, : factors.block.shape[2]]
     moves = _moves(factors)
-    block = sum(hessian[i, j] * (moves[i] * moves[j]) for i in range(3) for j in range(3))
+    terms = (hessian[i, j] * (moves[i] * moves[j]) for i in range(3) for j in range(3))
+    block = functools.reduce(operator.add, terms)
     own = jnp.sum(jnp.diagonal(dual.hessian, axis1=2, axis2=3), axis=(0, 1))
     return FactorBatch(block, own * factors.diagonal**2)

@@ -7,7 +7,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
@@ -44,9 +45,9 @@ class SampledPosterior:
 
 def sample_finite_width_posterior(
     net: MLP,
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"] | Float[Array, "N q"],
-    X_test: Float[Array, "M D"],
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, " N"] | Float[ArrayLike, "N q"],
+    X_test: Float[ArrayLike, "M D"],
     *,
     width: int,
     noise_variance: float,
@@ -81,6 +82,8 @@ def sample_finite_width_posterior(
         ValueError: for bad inputs or parameters.
     """
     _checks.instance("net", net, MLP, "a gpntk.MLP")
+    _checks.key("key", key)
+    _checks.boolean("progress", progress)
     width = _checks.integer("width", width, minimum=1)
     noise_variance = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
     per_group = -(-_checks.integer("n_samples", n_samples, minimum=4 * _GROUPS) // _GROUPS)
@@ -105,8 +108,8 @@ def sample_finite_width_posterior(
             "targets, or raise `noise_variance`."
         )
     # Leaving out one group at a time: the jackknife.
-    left_out = [_results(*((s.sum(0) - s[i]) / (_GROUPS - 1) for s in sums[:3]), base) for i in range(_GROUPS)]
-    results = _results(*(s.mean(0) for s in sums[:3]), base)
+    left_out = [_results([(s.sum(0) - s[i]) / (_GROUPS - 1) for s in sums[:3]], base) for i in range(_GROUPS)]
+    results = _results([s.mean(0) for s in sums[:3]], base)
     errors = [((_GROUPS - 1) * np.var(np.stack(values), axis=0)) ** 0.5 for values in zip(*left_out, strict=True)]
     if np.ndim(y) == 1:
         results, errors = ([a[:, 0] if np.ndim(a) == 2 else a for a in values] for values in (results, errors))
@@ -125,8 +128,9 @@ def sample_finite_width_posterior(
     )
 
 
-def _results(evidence, first, second, base):
+def _results(averages, base):
     """Posterior mean, variance and log evidence from the averages of w, w m and w (m^2 + C)."""
+    evidence, first, second = averages
     mean = first / evidence
     return mean, second / evidence - mean**2, base + np.log(evidence)
 

@@ -145,4 +145,5 @@ def _piecewise_linear_moments(activation: _AbstractPiecewiseLinear, variance) ->
 def _sign_moments(activation: Sign, variance) -> InputMoments:
     zero = jnp.zeros_like(variance)
     second = jnp.where(variance > 0, 1.0, zero)
-    return InputMoments(variance, second, *[zero] * 8, None, None, zero)
+    zeros = [zero] * 8
+    return InputMoments(variance, second, *zeros, products=None, derivatives=None, roughness=zero)

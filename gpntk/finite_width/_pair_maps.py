@@ -91,7 +91,7 @@ def _pair_maps(activation: AbstractActivation, covariance, inputs1, inputs2):
     first = [along(function, d) for d in directions]
     gradients = [f(*point) for f in first]
     hessians = [[along(f, d)(*point) for d in directions[: i + 1]] for i, f in enumerate(first)]
-    return tuple(
+    dual, dual_derivative = (
         _in_excess(
             values[which],
             jnp.stack([g[which] for g in gradients]),
@@ -100,6 +100,7 @@ def _pair_maps(activation: AbstractActivation, covariance, inputs1, inputs2):
         )
         for which in range(2)
     )
+    return dual, dual_derivative
 
 
 @_pair_maps.register

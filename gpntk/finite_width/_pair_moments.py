@@ -9,7 +9,7 @@ ones.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +59,10 @@ def pair_sources(
     rho = jnp.clip(rho, -1.0, 1.0)
     value, square, cube, slope, value_slope, square_slope = range(6)
 
+    products1, products2 = cast(tuple[Array, Array], (inputs1.products, inputs2.products))
+
     def mean(function1, function2):
-        return _power_sum(inputs1.products[..., function1, :], inputs2.products[..., function2, :], rho)
+        return _power_sum(products1[..., function1, :], products2[..., function2, :], rho)
 
     product, slopes = mean(value, value), mean(slope, slope)
     second1, second2 = inputs1.second, inputs2.second

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
@@ -47,9 +48,9 @@ class FiniteWidthPosterior:
 
 def finite_width_posterior(
     net: MLP,
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"] | Float[Array, "N q"],
-    X_test: Float[Array, "M D"] | None = None,
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, " N"] | Float[ArrayLike, "N q"],
+    X_test: Float[ArrayLike, "M D"] | None = None,
     *,
     width: float,
     noise_variance: float,
@@ -100,8 +101,10 @@ def finite_width_posterior(
     """
     _checks.instance("net", net, MLP, "a gpntk.MLP")
     width = _checks.real_number("width", width, minimum=1.0, infinite=True)
-    n_points = checked_points(n_points, seed, np.shape(X)[0] if np.ndim(X) else 1)
-    if _checks.is_traced(net, X, y, X_test, noise_variance) and not jax.config.jax_enable_x64:
+    _checks.boolean("return_cov", return_cov)
+    n_points = checked_points(n_points, seed, len(np.atleast_1d(_checks.as_array("X", X))))
+    is_double = jnp.result_type(float) == jnp.float64
+    if _checks.is_traced(net, X, y, X_test, noise_variance) and not is_double:
         raise TypeError(
             "`finite_width_posterior` computes in double precision: trace and differentiate it within "
             "`with jax.enable_x64(True):`, or switch on the flag `jax_enable_x64`."
@@ -139,7 +142,7 @@ def finite_width_posterior(
                 cov = _covariance(gp, joint, shift, step, variance)
             if np.ndim(y) == 1:
                 mean, variance, cov = mean[:, 0], variance[:, 0], None if cov is None else cov[:, :, 0, 0]
-        results = (mean, variance, cov, log_evidence, slope, slope_se)
+        results: tuple[Any, ...] = (mean, variance, cov, log_evidence, slope, slope_se)
         if not _checks.is_traced(results):
             results = (*(None if a is None else np.asarray(a) for a in results[:3]), *map(float, results[3:]))
     return FiniteWidthPosterior(width, *results)
@@ -151,16 +154,10 @@ def checked_targets(y: Any, n: int) -> Float[Array, "N q"]:
     Raises:
         ValueError: if `y` is not numeric and finite with one row for each of the `n` inputs.
     """
-    if np.ndim(y) not in (1, 2) or np.shape(y)[0] != n or np.size(y) == 0:
-        raise ValueError(f"`y` must have shape ({n},) or ({n}, n_outputs), got {np.shape(y)}.")
-    if not isinstance(y, jax.Array):
-        y = np.asarray(y)
-    if not any(jnp.issubdtype(y.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise ValueError(f"`y` must be an array of real numbers, got dtype {y.dtype}.")
-    y = jnp.asarray(y, float)
-    if not _checks.is_traced(y) and not np.isfinite(y).all():
-        raise ValueError("`y` must be finite, got NaN or infinity.")
-    return y.reshape(n, -1)
+    y = _checks.real_array("y", y, jnp.result_type(float))
+    if y.ndim not in (1, 2) or len(y) != n or y.size == 0:
+        raise ValueError(f"`y` must have shape ({n},) or ({n}, n_outputs), got {y.shape}.")
+    return jnp.asarray(y).reshape(n, -1)
 
 
 def checked_points(n_points: Any, seed: Any, n_train: int) -> int:
@@ -250,9 +247,8 @@ def _joint_sums(factors: FactorBatch, gp: _Process) -> Float[Array, "M M q q"]:
     rows = test - gp.weights @ train
     mean_slope = rows @ gp.coefficients
     squares = jnp.einsum("rxi,rwj->xwij", mean_slope, mean_slope)
-    moved = _through_residual(
-        *(jnp.einsum("r,rxw->xw", slope, part) for part in (factors.block[:, n:, n:], test + rows)), gp.weights
-    )
+    corner, rows_twice = (jnp.einsum("r,rxw->xw", slope, part) for part in (factors.block[:, n:, n:], test + rows))
+    moved = _through_residual(corner, rows_twice, gp.weights)
     common = moved - jnp.einsum("rxa,rwa->xw", rows @ gp.inverse, rows)
     return squares + common[:, :, None, None] * jnp.eye(gp.coefficients.shape[1])
 

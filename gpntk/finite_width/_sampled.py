@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gpjax.parameters import val
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.typing import ArrayLike
+from jaxtyping import Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
@@ -47,7 +48,7 @@ class SampledCumulants:
 
 def sample_cumulants(
     net: MLP,
-    X: Float[Array, "N D"],
+    X: Float[ArrayLike, "N D"],
     width: int,
     n_samples: int,
     key: PRNGKeyArray,
@@ -74,6 +75,8 @@ def sample_cumulants(
     """
     _checks.instance("net", net, MLP, "a gpntk.MLP")
     x = _checks.inputs("X", X, net.n_features)
+    _checks.key("key", key)
+    _checks.boolean("progress", progress)
     width = _checks.integer("width", width, minimum=1)
     per_group = -(-_checks.integer("n_samples", n_samples, minimum=4 * _GROUPS) // _GROUPS)
     # The NTK of hidden layers is a matrix on neurons for every pair of inputs.
@@ -140,16 +143,16 @@ def _conditional_moments(net, params, x):
     """
     weight_variance = jnp.asarray(val(net.weight_variance), x.dtype)
     bias_variance = 0.0 if net.bias_variance is None else jnp.asarray(val(net.bias_variance), x.dtype)
-    dense = [layer for layer in params[0] if "weight" in layer]
-    z = None
+    first, *dense = [layer for layer in params[0] if "weight" in layer]
+
+    def bias(parameters):
+        return jnp.sqrt(bias_variance) * parameters.get("bias", 0.0)
+
+    kernel = bias_variance + weight_variance * (x @ x.T) / x.shape[1]
+    hidden = None  # kernel times the unit matrix, so wide that it is worth not multiplying with
+    z = jnp.sqrt(weight_variance / x.shape[1]) * (x @ first["weight"]) + bias(first)
     for parameters in dense:
         weight = parameters["weight"]
-        bias = jnp.sqrt(bias_variance) * parameters.get("bias", 0.0)
-        if z is None:
-            kernel = bias_variance + weight_variance * (x @ x.T) / x.shape[1]
-            hidden = None  # kernel times the unit matrix, so wide that it is worth not multiplying with
-            z = jnp.sqrt(weight_variance / x.shape[1]) * (x @ weight) + bias
-            continue
         value, slope = jax.jvp(net.activation, (z,), (jnp.ones_like(z),))
         scaled = jnp.sqrt(weight_variance / len(weight)) * weight
         through = jnp.einsum("ak,ki->aki", slope, scaled)
@@ -159,7 +162,7 @@ def _conditional_moments(net, params, x):
             passed = jnp.einsum("aki,abkl,blj->abij", through, hidden, through, optimize=True)
         kernel = bias_variance + weight_variance * (value @ value.T) / len(weight)
         hidden = passed + _times_unit_matrix(kernel, weight.shape[1])
-        z = value @ scaled + bias
+        z = value @ scaled + bias(parameters)
 
     if hidden is None:
         hidden = _times_unit_matrix(kernel, z.shape[1])

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
@@ -9,8 +10,8 @@ from gpntk.groups._base import AbstractGroup
 
 
 def augment(
-    X: Float[Array, "N D"],
-    y: Float[Array, "N ..."],
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, "N ..."],
     group: AbstractGroup,
 ) -> tuple[Float[Array, "order*N D"], Float[Array, "order*N ..."]]:
     """A data set together with all its transforms, with unchanged labels.
@@ -38,7 +39,7 @@ def augment(
             f"`group` must have equally weighted elements, got the quadrature {group!r}: the augmented set would "
             "need sample weights. Use GroupAveraged instead."
         )
-    y = jnp.asarray(y)
+    y = _checks.jax_array("y", y)
     if y.shape[:1] != X.shape[:1]:
         raise ValueError(f"`y` must have one row for each of the {len(X)} inputs, got shape {y.shape}.")
     return group.act(X).reshape(-1, X.shape[1]), jnp.tile(y, (group.order,) + (1,) * (y.ndim - 1))

@@ -72,12 +72,13 @@ class FiniteGroup(AbstractGroup):
     @classmethod
     def from_table(cls, table: Any, channels: int = 1) -> Self:
         """A group given by its multiplication table, acting on itself from the left."""
+        table = _index_matrix("table", table)
         return cls(table, table, channels)
 
     @classmethod
     def cyclic(cls, n: int, channels: int = 1) -> Self:
         """Rotations of n points on a circle; the element k takes x to k + x."""
-        n = _checks.integer("n", n, minimum=1)
+        n = _checked_size(n, 1)
         k = np.arange(n)
         return cls.from_table((k[:, None] + k) % n, channels)
 
@@ -87,7 +88,7 @@ class FiniteGroup(AbstractGroup):
 
         The element k takes x to k + x, the element n + k takes it to k - x.
         """
-        n = _checks.integer("n", n, minimum=1)
+        n = _checked_size(n, 2)
         shift, sign = np.tile(np.arange(n), 2), np.repeat([1, -1], n)
         shifts = (shift[:, None] + sign[:, None] * shift) % n
         table = shifts + n * (sign[:, None] != sign)
@@ -132,6 +133,7 @@ class FiniteGroup(AbstractGroup):
 
     def transform(self, x, index):
         x = _checks.inputs("x", x, self.n_features, "group")
+        index = self._checked_index(index)
         signal = x.reshape(len(x), self.points, self.channels)
         return signal[:, jnp.asarray(self.permutations[self.inverse])[index]].reshape(x.shape)
 
@@ -152,14 +154,21 @@ class FiniteGroup(AbstractGroup):
         return f"FiniteGroup(order={self.order}, points={self.points}, channels={self.channels})"
 
 
+def _checked_size(n: Any, per_point: int) -> int:
+    """Number of points of a group with so many elements for each of them."""
+    n = _checks.integer("n", n, minimum=1)
+    if n * per_point > _LARGEST_ORDER:
+        raise ValueError(
+            f"`n` must be at most {_LARGEST_ORDER // per_point}, got {n}: the group would have {n * per_point} "
+            f"elements, more than {_LARGEST_ORDER}."
+        )
+    return n
+
+
 def _index_matrix(name: str, values: Any) -> np.ndarray:
-    try:
-        matrix = np.asarray(values)
-    except ValueError:
-        matrix = None
-    if matrix is None or matrix.ndim != 2 or 0 in matrix.shape:
-        shape = "rows of different lengths" if matrix is None else f"shape {matrix.shape}"
-        raise ValueError(f"`{name}` must be a non-empty matrix, one row an element, got {shape}.")
+    matrix = np.asarray(_checks.as_array(name, values))
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"`{name}` must be a non-empty matrix, one row an element, got shape {matrix.shape}.")
     if not np.issubdtype(matrix.dtype, np.integer):
         raise TypeError(f"`{name}` must be integers, got dtype {matrix.dtype}.")
     # Checked before the conversion, which would wrap large numbers around.
@@ -239,19 +248,19 @@ def _closure(generators: np.ndarray) -> np.ndarray:
     """All products of permutations, breadth first."""
     points = np.arange(generators.shape[1], dtype=generators.dtype)
     found = {points.tobytes(): points}
-    generators = list({row.tobytes(): row for row in generators}.values())
+    distinct = list({row.tobytes(): row for row in generators}.values())
     frontier = [points]
     while frontier:
         new = []
         for element in frontier:
-            for generator in generators:
+            for generator in distinct:
                 product = generator[element]
                 if found.setdefault(product.tobytes(), product) is product:
                     new.append(product)
             if len(found) > _LARGEST_ORDER:
                 raise ValueError(f"`perms` must generate a group of at most {_LARGEST_ORDER} elements, got more.")
         frontier = new
-    return np.stack(generators if len(found) == len(generators) else list(found.values()))
+    return np.stack(distinct if len(found) == len(distinct) else list(found.values()))
 
 
 def _pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:

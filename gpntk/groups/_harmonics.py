@@ -42,20 +42,20 @@ def degree_slices(bandlimit: int) -> list[slice]:
     return [slice(degree**2, (degree + 1) ** 2) for degree in range(bandlimit)]
 
 
-def wigner_d(degree: int, angles: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 2l+1 2l+1"]:
+def wigner_d(degree: int, angles: float | Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 2l+1 2l+1"]:
     r"""Wigner's $d^l_{mn}(\beta) = \langle m | e^{-i\beta J_y} | n \rangle$, to rounding at every degree.
 
     From the eigenvectors of $J_y$, whose eigenvalues $-l, \ldots, l$ are known: nothing is recurred over degrees,
     orders or angles. Feng, Wang, Yang & Jin (2015), Phys. Rev. E 92, 043307.
     """
     vectors, phases = _y_eigenvectors(degree), _phases(degree, angles)
-    return ((vectors * phases[..., None, :]) @ vectors.conj().T).real
+    return np.real((vectors * phases[..., None, :]) @ vectors.conj().T)
 
 
 def _middle_columns(degree: int, angles: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 2l+1"]:
     """The columns n = 0 of `wigner_d`."""
     vectors, phases = _y_eigenvectors(degree), _phases(degree, angles)
-    return ((phases * vectors[degree].conj()) @ vectors.T).real
+    return np.real((phases * vectors[degree].conj()) @ vectors.T)
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def _y_eigenvectors(degree: int) -> Complex[np.ndarray, "2l+1 2l+1"]:
     return _frozen(np.linalg.eigh(np.diag(ladder, -1) - np.diag(ladder, 1))[1])
 
 
-def _phases(degree: int, angles: Float[np.ndarray, "..."]) -> Complex[np.ndarray, "... 2l+1"]:
+def _phases(degree: int, angles: float | Float[np.ndarray, "..."]) -> Complex[np.ndarray, "... 2l+1"]:
     return np.exp(-1j * np.multiply.outer(angles, np.arange(-degree, degree + 1)))
 
 
@@ -88,13 +88,13 @@ def quarter_turn(degree: int) -> Float[np.ndarray, "2l+1 2l+1"]:
     # R_x(a) = R_z(-90) R_y(a) R_z(90)
     complex_turn = phases[:, None] * wigner_d(degree, np.pi / 2) * phases.conj()
     change = real_basis(degree)
-    return _frozen((change @ complex_turn @ change.conj().T).real)
+    return _frozen(np.real(change @ complex_turn @ change.conj().T))
 
 
 def y_rotations(degree: int, angles: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2l+1 2l+1"]:
     """Rotations about the y axis in the real basis; they do not mix orders m >= 0 with orders m < 0."""
     change = real_basis(degree)
-    return (change @ wigner_d(degree, angles) @ change.conj().T).real
+    return np.real(change @ wigner_d(degree, angles) @ change.conj().T)
 
 
 @functools.lru_cache(maxsize=32)
@@ -128,19 +128,21 @@ def real_coefficients(flm: Complex[np.ndarray, "... L 2L-1"]) -> Float[np.ndarra
     Raises:
         ValueError: for other shapes, or if the signals are not real: f_{l,-m} = (-1)^m conj(f_lm).
     """
-    flm = np.asarray(flm)
+    flm = np.asarray(_checks.as_array("flm", flm))
+    if flm.dtype.kind not in "biufc" or not np.isfinite(flm).all():
+        raise ValueError(f"`flm` must be an array of finite complex numbers, got {flm!r}.")
     if flm.ndim < 2 or flm.shape[-1] != 2 * flm.shape[-2] - 1:
         raise ValueError(f"`flm` must have shape (..., L, 2L - 1), got {flm.shape}.")
     bandlimit = flm.shape[-2]
     real, size = np.empty((*flm.shape[:-2], bandlimit**2)), np.max(np.abs(flm), initial=0.0)
     for degree, columns in enumerate(degree_slices(bandlimit)):
         block = flm[..., degree, bandlimit - 1 - degree : bandlimit + degree] @ real_basis(degree).T
-        if np.max(np.abs(block.imag), initial=0.0) > 1e-5 * size:
+        if np.max(np.abs(np.imag(block)), initial=0.0) > 1e-5 * size:
             raise ValueError(
                 f"`flm` must be the coefficients of real signals, f_(l,-m) = (-1)^m conj(f_lm), got a part of "
                 f"degree {degree} that is not."
             )
-        real[..., columns] = block.real
+        real[..., columns] = np.real(block)
     return real
 
 
@@ -156,9 +158,9 @@ def complex_coefficients(a: Float[np.ndarray, "... L*L"]) -> Complex[np.ndarray,
     Raises:
         ValueError: if the last axis is not a square number long.
     """
-    a = np.asarray(a, float)
+    a = np.asarray(_checks.real_array("a", a), float)
     bandlimit = round(np.sqrt(a.shape[-1])) if a.ndim else 0
-    if a.ndim == 0 or bandlimit**2 != a.shape[-1]:
+    if bandlimit == 0 or bandlimit**2 != a.shape[-1]:
         raise ValueError(f"`a` must have shape (..., L * L), got {a.shape}.")
     flm = np.zeros((*a.shape[:-1], bandlimit, 2 * bandlimit - 1), complex)
     for degree, columns in enumerate(degree_slices(bandlimit)):
@@ -168,7 +170,7 @@ def complex_coefficients(a: Float[np.ndarray, "... L*L"]) -> Complex[np.ndarray,
 
 def grid_shape(bandlimit: int, sampling: str, nside: int | None) -> tuple[int, ...]:
     """The shape of one channel of a sampled signal: (n_theta, n_phi), or (pixels,) for HEALPix."""
-    if sampling == "healpix":
+    if nside is not None:  # HEALPix
         return (12 * nside**2,)
     rings = {"mw": bandlimit, "gl": bandlimit, "mwss": bandlimit + 1, "dh": 2 * bandlimit}[sampling]
     return rings, 2 * bandlimit if sampling == "mwss" else 2 * bandlimit - 1
@@ -177,7 +179,7 @@ def grid_shape(bandlimit: int, sampling: str, nside: int | None) -> tuple[int, .
 @functools.lru_cache(maxsize=32)
 def grid_angles(bandlimit: int, sampling: str, nside: int | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Polar and azimuthal angles of all points of a grid, in the order of s2fft (HEALPix: ring order)."""
-    if sampling == "healpix":
+    if nside is not None:  # HEALPix
         return _healpix_angles(nside)
     rings, n_phi = grid_shape(bandlimit, sampling, nside)
     t = np.arange(rings)

@@ -50,15 +50,16 @@ def planar_permutations(name: str, side: int) -> np.ndarray:
     return np.argsort(sources, axis=1)
 
 
-def image_shape(name: str, value: Sequence[int]) -> tuple[int, int, int]:
+def image_shape(name: str, value: Sequence[int] | None) -> tuple[int, int, int]:
     """`value` as (H, W, C)."""
     shape = tuple(value) if isinstance(value, Sequence) else ()
     if len(shape) != 3:
         raise ValueError(f"`{name}` must be (height, width, channels), got {value!r}.")
-    return tuple(_checks.integer(name, size, minimum=1) for size in shape)
+    height, width, channels = (_checks.integer(name, size, minimum=1) for size in shape)
+    return height, width, channels
 
 
-def square_image_shape(name: str, value: Sequence[int]) -> tuple[int, int, int]:
+def square_image_shape(name: str, value: Sequence[int] | None) -> tuple[int, int, int]:
     """`value` as (H, W, C) with H = W."""
     shape = image_shape(name, value)
     if shape[0] != shape[1]:

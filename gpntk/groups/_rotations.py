@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gpntk import _checks
@@ -73,7 +74,7 @@ class SO3(AbstractGroup):
         self.channels = _checks.integer("channels", channels, minimum=1)
         check_grid(self.bandlimit, sampling, nside)
         self.sampling, self.nside = sampling, nside
-        self.inversion = bool(_checks.instance("inversion", inversion, (bool, np.bool_), "True or False"))
+        self.inversion = _checks.boolean("inversion", inversion)
         self._chosen = quadrature_bandlimit is None
         if self._chosen:
             quadrature_bandlimit = 2 * self.bandlimit + 4
@@ -112,7 +113,7 @@ class SO3(AbstractGroup):
     def is_orthogonal(self):
         return True
 
-    def embed(self, x: Float[Array, "N D"]) -> Float[Array, "N n_features"]:
+    def embed(self, x: Float[ArrayLike, "N D"]) -> Float[Array, "N n_features"]:
         """Signals as the group acts on them: scaled real coefficients, channel by channel.
 
         Args:
@@ -122,9 +123,9 @@ class SO3(AbstractGroup):
             ValueError: if the number of columns does not fit the sampling.
         """
         scale = self.bandlimit / np.sqrt(4 * np.pi)
-        return (scale * self.coefficients(x)).reshape(len(x), self.n_features)
+        return (scale * self.coefficients(x)).reshape(-1, self.n_features)
 
-    def coefficients(self, x: Float[Array, "N D"]) -> Float[Array, "N channels L*L"]:
+    def coefficients(self, x: Float[ArrayLike, "N D"]) -> Float[Array, "N channels L*L"]:
         """Coefficients of signals in orthonormal real harmonics.
 
         Args:
@@ -140,7 +141,7 @@ class SO3(AbstractGroup):
         signals = x.reshape(len(x), -1, self.channels)
         return jnp.einsum("npc,kp->nck", signals, matrix, precision=jax.lax.Precision.HIGHEST)
 
-    def rotate(self, x: Float[Array, "N D"], angles: Float[Array, "*N 3"]) -> Float[Array, "N D"]:
+    def rotate(self, x: Float[ArrayLike, "N D"], angles: Float[ArrayLike, "*N 3"]) -> Float[Array, "N D"]:
         """Rotated signals in the same sampling, through their coefficients.
 
         Args:
@@ -150,15 +151,18 @@ class SO3(AbstractGroup):
         Raises:
             ValueError: if the shapes do not fit.
         """
-        moved = rotate_coefficients(self.coefficients(x), _angles(angles, len(x))[..., None, :])
+        coefficients = self.coefficients(x)
+        size = len(coefficients)
+        moved = rotate_coefficients(coefficients, _angles(angles, size)[..., None, :])
         if self.sampling == "coefficients":
-            return moved.reshape(len(x), -1)
+            return moved.reshape(size, -1)
         matrix = synthesis(self.bandlimit, self.sampling, self.nside).astype(moved.dtype)
         samples = jnp.einsum("nck,pk->npc", moved, matrix, precision=jax.lax.Precision.HIGHEST)
-        return samples.reshape(len(x), -1)
+        return samples.reshape(size, -1)
 
     def transform(self, x, index):
         x = _checks.inputs("x", x, self.n_features, "group, which acts on embedded signals,")
+        index = self._checked_index(index)
         coefficients = x.reshape(len(x), self.channels, self.bandlimit**2)
         angles = jnp.asarray(self.angles.astype(coefficients.dtype))[index % self._rotations]
         moved = rotate_coefficients(coefficients, angles)
@@ -198,7 +202,7 @@ class SO3(AbstractGroup):
         return f"SO3({', '.join(f'{name}={value!r}' for name, value in zip(names, self._key(), strict=True))})"
 
 
-def rotate_coefficients(a: Float[Array, "... L*L"], angles: Float[Array, "... 3"]) -> Float[Array, "... L*L"]:
+def rotate_coefficients(a: Float[Array, "... L*L"], angles: Float[ArrayLike, "... 3"]) -> Float[Array, "... L*L"]:
     r"""Real coefficients of rotated signals, $f \circ R^{-1}$ for $R = R_z(\alpha) R_y(\beta) R_z(\gamma)$.
 
     Rotations about z mix orders m and -m; one about y is one about z between two quarter turns.
@@ -210,9 +214,9 @@ def rotate_coefficients(a: Float[Array, "... L*L"], angles: Float[Array, "... 3"
     Raises:
         ValueError: if the last axis of `a` is not a square number long, or that of `angles` is not 3 long.
     """
-    a = jnp.asarray(a, None if jnp.issubdtype(jnp.result_type(a), jnp.floating) else float)
+    a = _checks.floating_array("a", a)
     bandlimit = round(np.sqrt(a.shape[-1])) if a.ndim else 0
-    if a.ndim == 0 or bandlimit**2 != a.shape[-1]:
+    if bandlimit == 0 or bandlimit**2 != a.shape[-1]:
         raise ValueError(f"`a` must have shape (..., L * L), got {a.shape}.")
     alpha, beta, gamma = jnp.moveaxis(_euler(angles).astype(a.dtype), -1, 0)
     turned = _turn(_z_rotation(a, gamma), bandlimit, inverse=False)
@@ -252,7 +256,7 @@ def random_rotations(key: PRNGKeyArray, n: int) -> Float[Array, "n 3"]:
     return jnp.stack([2 * jnp.pi * alpha, jnp.arccos(2 * height - 1), 2 * jnp.pi * gamma], -1)
 
 
-def rotation_matrices(angles: Float[Array, "... 3"]) -> Float[Array, "... 3 3"]:
+def rotation_matrices(angles: Float[ArrayLike, "... 3"]) -> Float[Array, "... 3 3"]:
     """Rotation matrices R_z(alpha) R_y(beta) R_z(gamma), which act on columns (x, y, z).
 
     Args:
@@ -272,14 +276,14 @@ def rotation_matrices(angles: Float[Array, "... 3"]) -> Float[Array, "... 3 3"]:
 
 
 def _euler(angles: Any) -> Float[Array, "... 3"]:
-    angles = jnp.asarray(angles)
+    angles = _checks.floating_array("angles", angles)
     if angles.shape[-1:] != (3,):
         raise ValueError(f"`angles` must have shape (..., 3), got {angles.shape}.")
     return angles
 
 
 def _angles(angles: Any, n: int) -> Float[Array, "*n 3"]:
-    angles = jnp.asarray(angles)
+    angles = _checks.floating_array("angles", angles)
     if angles.shape not in ((3,), (n, 3)):
         raise ValueError(f"`angles` must have shape (3,) or ({n}, 3), got {angles.shape}.")
     return angles

@@ -11,6 +11,7 @@ exact for degrees below 2B and closed under inversion. Nodes are numbered by (be
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +51,9 @@ def _circle(quadrature: int) -> Float[np.ndarray, " 2B"]:
     return np.pi * np.arange(2 * quadrature) / quadrature
 
 
-def padded(a: Float[Array, "... L*L"], bandlimit: int) -> Float[Array, "... L 2L-1"]:
+def padded(a: Float[Array | np.ndarray, "... L*L"], bandlimit: int) -> Float[Array, "... L 2L-1"]:
     """Coefficients on the sphere with an axis of degrees and one of orders, zero where |m| > l."""
-    xp = np if isinstance(a, np.ndarray) else jnp
+    xp: Any = np if isinstance(a, np.ndarray) else jnp
     blocks = [a[..., columns] for columns in degree_slices(bandlimit)]
     margins = [(0, 0)] * (a.ndim - 1)
     rows = [xp.pad(block, [*margins, (bandlimit - 1 - degree,) * 2]) for degree, block in enumerate(blocks)]
@@ -91,7 +92,7 @@ def _fourier_modes(bandlimit: int, quadrature: int) -> Float[np.ndarray, "2B 2L-
 
 
 def inverse_wigner(
-    coefficients: Float[Array, "... L 2L-1 2L-1"], quadrature: int, einsum: Callable = _einsum
+    coefficients: Float[Array | np.ndarray, "... L 2L-1 2L-1"], quadrature: int, einsum: Callable = _einsum
 ) -> Float[Array, "... nodes"]:
     """Values at the nodes of a rule: a sum over degrees for every beta, and a matrix product for each angle."""
     bandlimit = coefficients.shape[-3]
@@ -108,8 +109,8 @@ def inverse_wigner(
 
 
 def cosets(
-    coefficients: Float[Array, "... L 2L-1 2L-1"], inversion: bool
-) -> list[Float[Array, "... L 2L-1 2L-1"]]:
+    coefficients: Float[Array | np.ndarray, "... L 2L-1 2L-1"], inversion: bool
+) -> list[Float[Array | np.ndarray, "... L 2L-1 2L-1"]]:
     """Coefficients on the rotations and, with `inversion`, on those after x -> -x: odd degrees change sign."""
     if not inversion:
         return [coefficients]
@@ -140,5 +141,5 @@ def forward_wigner(values: Float[Array, "... nodes"], bandlimit: int, quadrature
     return direct + _einsum("...bmn,lbmn->...lmn", by_beta, mirrored)[..., ::-1, ::-1]
 
 
-def _as(table: np.ndarray, like: Float[Array, "..."]) -> np.ndarray:
+def _as(table: np.ndarray, like: Float[Array | np.ndarray, "..."]) -> np.ndarray:
     return table.astype(like.dtype)

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 from gpjax.kernels import AbstractKernel, Constant, MultiOutputKernel, ProductKernel, SumKernel
 from gpjax.kernels.computations import AbstractKernelComputation
 from jaxtyping import Array, Float
@@ -42,6 +41,7 @@ class AbstractFeatureKernel(AbstractKernel):
         _checks.instance(
             "compute_engine", compute_engine, AbstractKernelComputation, "an engine such as BlockedComputation()"
         )
+        n_dims = None if n_dims is None else _checks.integer("n_dims", n_dims, minimum=1)
         super().__init__(_active_dims(active_dims), n_dims, compute_engine)
 
     @abc.abstractmethod
@@ -85,7 +85,7 @@ class AbstractFeatureKernel(AbstractKernel):
             raise ValueError(f"x has {columns} features, but `active_dims` is {wanted}.")
         if self.active_dims == slice(None) and self.n_dims not in (None, columns):
             raise ValueError(f"x has {columns} features, but `n_dims` is {self.n_dims}.")
-        return super().slice_input(x)
+        return super().slice_input(x)  # pyright: ignore[reportReturnType] (GPJax: or NumPy's)
 
     def __add__(self, other):
         return _combine(Sum, self, other)
@@ -101,7 +101,7 @@ class AbstractFeatureKernel(AbstractKernel):
 
 
 def _active_dims(active_dims: Any) -> list[int] | slice | None:
-    if active_dims is None or active_dims == slice(None):
+    if active_dims is None or (isinstance(active_dims, slice) and active_dims == slice(None)):
         return None
     wanted = "a non-empty list of integers or a slice with a stop"
     if isinstance(active_dims, slice):
@@ -121,12 +121,13 @@ def _active_dims(active_dims: Any) -> list[int] | slice | None:
 
 
 def _as_row(name: str, x: Any) -> Float[Array, "1 D"]:
-    if np.ndim(x) > 1:
+    x = _checks.as_array(name, x)
+    if x.ndim > 1:
         raise ValueError(
-            f"`{name}` must be one input of shape (n_features,), got an array of shape {np.shape(x)}; "
+            f"`{name}` must be one input of shape (n_features,), got an array of shape {x.shape}; "
             "`gram` and `cross_covariance` take many."
         )
-    return _checks.inputs(name, jnp.atleast_1d(jnp.asarray(x))[None])
+    return _checks.inputs(name, x.reshape(1, -1))
 
 
 def with_features(kernel: AbstractKernel) -> AbstractFeatureKernel:
@@ -182,7 +183,8 @@ class AbstractCombination(AbstractFeatureKernel):
         if not kernels:
             raise ValueError(f"{type(self).__name__} needs at least one kernel, got none.")
         parts = []
-        for kernel in kernels:
+        for operand in kernels:
+            kernel: Any = operand
             if _is_number(kernel):
                 # A number computed under `jit` or `grad` has no value yet, but it can be an array in a kernel.
                 kernel = Constant(constant=kernel) if _checks.is_traced(kernel) else Number(kernel)
@@ -194,8 +196,8 @@ class AbstractCombination(AbstractFeatureKernel):
             # Sums of sums (products of products) are one sum, GPJax's own included.
             parts.extend(kernel.kernels if type(kernel) in (type(self), self.gpjax_type) else [kernel])
         self.kernels = tuple(parts)
-        engines = [part.compute_engine for part in parts if _has_engine(part)]
-        super().__init__(compute_engine=compute_engine or (engines or [BlockedComputation()])[0])
+        engines = [part.compute_engine for part in parts if _has_engine(part)] or [BlockedComputation()]
+        super().__init__(compute_engine=engines[0] if compute_engine is None else compute_engine)
 
     @abc.abstractmethod
     def reduce(self, values: list) -> Float[Array, "..."]:
@@ -242,6 +244,9 @@ class Sum(AbstractCombination):
 
     gpjax_type = SumKernel
 
+    def __init__(self, *kernels: AbstractKernel | float, compute_engine: AbstractKernelComputation | None = None):
+        super().__init__(*kernels, compute_engine=compute_engine)  # spelled out as in `gpntk.MLP`
+
     def reduce(self, values):
         return sum(values[1:], start=values[0])
 
@@ -250,6 +255,9 @@ class Product(AbstractCombination):
     """The product of kernels (and numbers), evaluated block by block; see `Sum`."""
 
     gpjax_type = ProductKernel
+
+    def __init__(self, *kernels: AbstractKernel | float, compute_engine: AbstractKernelComputation | None = None):
+        super().__init__(*kernels, compute_engine=compute_engine)  # spelled out as in `gpntk.MLP`
 
     def reduce(self, values):
         return math.prod(values[1:], start=values[0])

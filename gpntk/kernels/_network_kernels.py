@@ -1,7 +1,7 @@
 """The NNGP and the NTK of an architecture, as GPJax kernels and as plain functions."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from gpjax.kernels.computations import AbstractKernelComputation
 from gpjax.parameters import val
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
@@ -63,6 +64,11 @@ class AbstractNetworkKernel(AbstractFeatureKernel):
         """Which of the two kernels this is."""
 
     @property
+    def _mlp(self) -> MLP:
+        """The network where `width` is given."""
+        return cast(MLP, self.net)
+
+    @property
     def sites_per_pair(self):
         return self.net.domain.sites_per_pair if self.width is None else _ARRAYS_PER_PAIR
 
@@ -71,14 +77,14 @@ class AbstractNetworkKernel(AbstractFeatureKernel):
         features = self.net.features(_checks.inputs("x", x, self.net.n_features))
         if self.width is None:
             return features
-        return WidthFeatures(features, input_features(self.net, features.embedded.variance))
+        return WidthFeatures(features, input_features(self._mlp, features.embedded.variance))
 
     def check_features(self, features):
         if self.width is None:
             self.net.check_moments(features)
             return
         self.net.check_moments(features.network)
-        check_inputs(self.net, features.inputs)
+        check_inputs(self._mlp, features.inputs)
         if not _checks.is_traced(features):
             outputs = features.inputs.layers
             warn_if_narrow(self.width, np.asarray(outputs.K[:, -1]), np.asarray(outputs.V[:, -1]))
@@ -87,7 +93,7 @@ class AbstractNetworkKernel(AbstractFeatureKernel):
         if self.width is None:
             return self._scaled(self.select(self.net.kernels(features1, features2)))
         covariance = self.net.domain.covariance(features1.network.embedded, features2.network.embedded)
-        pairs = pair_statistics(self.net, covariance, features1.inputs, features2.inputs)
+        pairs = pair_statistics(self._mlp, covariance, features1.inputs, features2.inputs)
         return self._scaled(self.select(self._corrected(pairs)))
 
     def diagonal_values(self, features):
@@ -123,6 +129,20 @@ class NNGP(AbstractNetworkKernel):
         compute_engine: how matrices are evaluated.
     """
 
+    def __init__(  # spelled out as in `gpntk.MLP`
+        self,
+        net: AbstractNetwork,
+        variance: Any | None = None,
+        width: float | None = None,
+        *,
+        active_dims: list[int] | slice | None = None,
+        n_dims: int | None = None,
+        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
+    ):
+        super().__init__(
+            net, variance, width, active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine
+        )
+
     def select(self, state):
         return state.nngp
 
@@ -135,6 +155,20 @@ class NTK(AbstractNetworkKernel):
     posterior mean is that of the trained network. Arguments are those of `NNGP`; with a `width` it is the mean of
     the empirical NTK at initialisation, $\Theta + \Theta_1/n$.
     """
+
+    def __init__(  # spelled out as in `gpntk.MLP`
+        self,
+        net: AbstractNetwork,
+        variance: Any | None = None,
+        width: float | None = None,
+        *,
+        active_dims: list[int] | slice | None = None,
+        n_dims: int | None = None,
+        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
+    ):
+        super().__init__(
+            net, variance, width, active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine
+        )
 
     def select(self, state):
         return state.ntk
@@ -162,8 +196,8 @@ class _BothKernels(eqx.Module):
 
 def nngp_and_ntk(
     net: AbstractNetwork,
-    x1: Float[Array, "N1 D"],
-    x2: Float[Array, "N2 D"] | None = None,
+    x1: Float[ArrayLike, "N1 D"],
+    x2: Float[ArrayLike, "N2 D"] | None = None,
     *,
     compute_engine: BlockedComputation = BlockedComputation(),  # noqa: B008 (immutable)
 ) -> tuple[Float[Array, "N1 N2"], Float[Array, "N1 N2"]]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from gpjax.kernels import AbstractKernel
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
@@ -44,7 +44,7 @@ class GramOperator(eqx.Module):
     kernel: AbstractFeatureKernel
     features: Any
 
-    def __init__(self, kernel: AbstractKernel, x: Float[Array, "N D"]):
+    def __init__(self, kernel: AbstractKernel, x: Float[ArrayLike, "N D"]):
         _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
         # A sum of one kernel is that kernel, evaluated by our engine.
         self.kernel = kernel if isinstance(kernel, AbstractFeatureKernel) else Sum(kernel)
@@ -90,9 +90,9 @@ class GramOperator(eqx.Module):
         return products.reshape(len(products), *vectors.shape[1:])
 
     def _checked_vectors(self, vectors):
-        vectors = jnp.asarray(vectors)
-        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size:
-            raise ValueError(f"Vectors must have shape ({self.size},) or ({self.size}, m), got {vectors.shape}.")
+        vectors = _checks.floating_array("vectors", vectors)
+        if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size or vectors.size == 0:
+            raise ValueError(f"`vectors` must have shape ({self.size},) or ({self.size}, m), got {vectors.shape}.")
         return vectors
 
 

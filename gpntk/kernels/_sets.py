@@ -57,7 +57,9 @@ class _AbstractSetKernel(AbstractFeatureKernel):
         return per_set, present
 
     @abc.abstractmethod
-    def order(self, elements: Float[Array, "N s d"], present: Bool[Array, "N s"]):
+    def order(
+        self, elements: Float[Array, "N s d"], present: Bool[Array, "N s"]
+    ) -> tuple[Float[Array, "N s d"], Bool[Array, "N s"]]:
         """Elements and whether they are present, in the order in which slots are gone through."""
 
     def slot_pair(self, first: Any, second: Any) -> Float[Array, "N1 N2"]:
@@ -108,6 +110,17 @@ class SetSum(_AbstractSetKernel):
         TypeError: if `kernel` is not a GPJax kernel.
     """
 
+    def __init__(  # spelled out as in `gpntk.MLP`
+        self,
+        kernel: AbstractKernel,
+        max_size: int,
+        *,
+        active_dims: list[int] | slice | None = None,
+        n_dims: int | None = None,
+        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
+    ):
+        super().__init__(kernel, max_size, active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine)
+
     def order(self, elements, present):
         # Present ones first: the last slots are empty in all sets of a tile then.
         order = jnp.argsort(~present, axis=1, stable=True)
@@ -139,6 +152,17 @@ class SlotSum(_AbstractSetKernel):
     slot: outputs depend on the order of elements. Cheaper than `SetSum` by `max_size`. Arguments are those of
     `SetSum`.
     """
+
+    def __init__(  # spelled out as in `gpntk.MLP`
+        self,
+        kernel: AbstractKernel,
+        max_size: int,
+        *,
+        active_dims: list[int] | slice | None = None,
+        n_dims: int | None = None,
+        compute_engine: AbstractKernelComputation = BlockedComputation(),  # noqa: B008 (immutable)
+    ):
+        super().__init__(kernel, max_size, active_dims=active_dims, n_dims=n_dims, compute_engine=compute_engine)
 
     def order(self, elements, present):
         return elements, present

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from gpjax.kernels import AbstractKernel
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from gpntk import _checks
 from gpntk.kernels._base import with_features
@@ -25,8 +26,8 @@ _PROBES = 8
 
 def stream_kernel_matrix(
     kernel: AbstractKernel,
-    x1: Float[Array, "N1 D"],
-    x2: Float[Array, "N2 D"] | None = None,
+    x1: Float[ArrayLike, "N1 D"],
+    x2: Float[ArrayLike, "N2 D"] | None = None,
     *,
     path: str | os.PathLike | None = None,
     progress: bool = False,
@@ -69,7 +70,9 @@ def stream_kernel_matrix(
     (5, 5)
     """
     _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
-    _checks.instance("progress", progress, bool, "True or False")
+    _checks.boolean("progress", progress)
+    if path is not None:
+        _checks.instance("path", path, (str, os.PathLike), "the path of a file or None")
     kernel = with_features(kernel)
     x1 = _checks.inputs("x1", x1)
     features1, features2 = checked_features(kernel, x1), None
@@ -154,7 +157,8 @@ class _MatrixFile:
             FileExistsError: if it is not known what a file is.
         """
         lines = self._journal.read_text().splitlines(keepends=True) if self._journal.exists() else []
-        identity, *blocks = [line[:-1] for line in lines if line.endswith("\n")] or [None]
+        complete = [line[:-1] for line in lines if line.endswith("\n")]
+        identity = complete[0] if complete else None
         present = self._path if self._path.exists() else self._partial
         if identity is None and present.exists():
             raise FileExistsError(
@@ -166,7 +170,8 @@ class _MatrixFile:
                 f"`path` is taken: {present} was made from other inputs, by another kernel, or with other blocks. "
                 f"Delete it and {self._journal}, or choose another `path`."
             )
-        return {tuple(map(int, line.split())) for line in blocks} if present.exists() else set()
+        blocks = [line.split() for line in complete[1:]] if present.exists() else []
+        return {(int(row), int(column)) for row, column in blocks}
 
     def _check_disk(self) -> None:
         needed = math.prod(self._blocks.shape) * self._blocks.dtypes.itemsize

@@ -346,7 +346,8 @@ def _numbers_per_tile() -> int:
 
 def device_memory() -> int | None:
     """Bytes of memory of the default device if it is an accelerator that tells; `None` for processors."""
-    device = jax.config.jax_default_device or jax.local_devices()[0]
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] (JAX defines it at run time)
+    device = default or jax.local_devices()[0]
     # A default device can be the name of a platform.
     device = jax.local_devices(backend=device)[0] if isinstance(device, str) else device
     return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")

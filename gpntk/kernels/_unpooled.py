@@ -4,6 +4,7 @@ import math
 
 import equinox as eqx
 import jax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
@@ -15,7 +16,7 @@ _MOST_BYTES = 16 * 2**30
 
 
 def unpooled_kernels(
-    net: AbstractPoolingNetwork, x1: Float[Array, "N1 D"], x2: Float[Array, "N2 D"] | None = None
+    net: AbstractPoolingNetwork, x1: Float[ArrayLike, "N1 D"], x2: Float[ArrayLike, "N2 D"] | None = None
 ) -> tuple[Float[Array, "N1 N2 ..."], Float[Array, "N1 N2 ..."]]:
     r"""NNGP and NTK of the network that does not pool: $K_{g,g'}(x, x')$ and $\Theta_{g,g'}(x, x')$.
 

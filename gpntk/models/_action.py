@@ -1,9 +1,12 @@
 """Regression with the quartic action itself."""
 
+from typing import Any, cast
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 from numpyro.distributions import Distribution, Normal
 
 from gpntk import _checks
@@ -15,9 +18,9 @@ from gpntk.networks import MLP
 
 
 def quartic_action_regression(
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"] | Float[Array, "N q"] | None = None,
-    X_test: Float[Array, "M D"] | None = None,
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, " N"] | Float[ArrayLike, "N q"] | None = None,
+    X_test: Float[ArrayLike, "M D"] | None = None,
     *,
     net: MLP | None = None,
     width: float | None = None,
@@ -47,29 +50,29 @@ def quartic_action_regression(
     with preparation():
         x = np.asarray(_checks.inputs("X", X))
         x_test = x[:0] if X_test is None else np.asarray(_checks.inputs("X_test", X_test))
-    columns = np.ndim(y) == 2
+    columns = y is not None and np.ndim(_checks.as_array("y", y)) == 2
+    if y is not None:
+        with preparation():
+            y = np.asarray(checked_targets(y, len(x)))
+    outputs = 1 if y is None else y.shape[1]
     check_source(action, net, width)
     if action is None:
-        outputs = np.shape(y)[1] if columns else 1
         with preparation():
-            statistics = cumulants(net, np.concatenate([x, x_test]))
-        action = QuarticAction.from_cumulants(statistics, width, outputs)
+            statistics: Any = cumulants(cast(MLP, net), np.concatenate([x, x_test]))
+        action = QuarticAction.from_cumulants(statistics, cast(float, width), outputs)
     _checks.instance("action", action, QuarticAction, "a gpntk.QuarticAction")
     if action.event_shape[0] != len(x) + len(x_test):
         raise ValueError(
             f"`action` must describe the {len(x) + len(x_test)} rows of X and X_test, got one of "
             f"{action.event_shape[0]} inputs."
         )
-    if y is not None:
-        with preparation():
-            y = np.asarray(checked_targets(y, len(x)))
-        if y.shape[1] != action.n_outputs:
-            raise ValueError(f"`y` has {y.shape[1]} output(s), but `action` has {action.n_outputs}.")
-    z = numpyro.sample("z", action)
+    if y is not None and outputs != action.n_outputs:
+        raise ValueError(f"`y` has {outputs} output(s), but `action` has {action.n_outputs}.")
+    z = jnp.asarray(numpyro.sample("z", action))
     if isinstance(noise_variance, Distribution):
-        noise_variance = numpyro.sample("noise_variance", noise_variance)
+        noise = numpyro.sample("noise_variance", noise_variance)
     else:
-        noise_variance = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
-    numpyro.sample("y", Normal(z[: len(x)], jnp.sqrt(noise_variance)).to_event(2), obs=y)
+        noise = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    numpyro.sample("y", Normal(z[: len(x)], jnp.sqrt(noise)).to_event(2), obs=y)
     if len(x_test):
         numpyro.deterministic("f", z[len(x) :] if columns else z[len(x) :, 0])

@@ -1,9 +1,12 @@
 """Classification with the random kernel of a network of finite width."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from numpyro.distributions import Categorical, Normal
 
 from gpntk import _checks
@@ -19,9 +22,9 @@ from gpntk.networks import MLP
 
 
 def finite_width_classification(
-    X: Float[Array, "N D"],
-    y: Int[Array, " N"] | None = None,
-    X_test: Float[Array, "M D"] | None = None,
+    X: Float[ArrayLike, "N D"],
+    y: Int[ArrayLike, " N"] | None = None,
+    X_test: Float[ArrayLike, "M D"] | None = None,
     *,
     net: MLP | None = None,
     width: float | None = None,
@@ -65,7 +68,7 @@ def finite_width_classification(
     nugget = _checks.real_number("nugget", nugget, minimum=0.0, strict=True)
     setup = RandomKernelSetup(X, X_test, net, width, action, nugget, retained, most_modes, n_points, seed)
     if y is not None and not _checks.is_traced(y):
-        classes = np.asarray(y)
+        classes = np.asarray(_checks.real_array("y", y))
         if classes.shape != (setup.n_train,) or not np.isin(classes, np.arange(n_classes)).all():
             raise ValueError(
                 f"`y` must hold {setup.n_train} classes from 0 to {n_classes - 1}, got shape {classes.shape} with "
@@ -81,7 +84,8 @@ def finite_width_classification(
     moved = half_exponential_times(exponent, latent)
     logits = jnp.asarray(whitened.basis) @ (jnp.asarray(whitened.roots)[:, None] * moved)
     with numpyro.plate("data", setup.n_train):
-        numpyro.sample("y", Categorical(logits=logits), obs=y)
+        likelihood: Any = Categorical(logits=logits)  # a function that chooses the class
+        numpyro.sample("y", likelihood, obs=y)
     if X_test is None:
         return
     rows = setup.appended(None)

@@ -1,8 +1,11 @@
 """Hyperparameters of networks by their evidence."""
 
+from typing import Any
+
 import numpy as np
 import numpyro
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 from numpyro.distributions import Distribution
 
 from gpntk import _checks
@@ -12,8 +15,8 @@ from gpntk.networks import MLP
 
 
 def evidence_regression(
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"] | Float[Array, "N q"],
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, " N"] | Float[ArrayLike, "N q"],
     *,
     net: MLP,
     width: float,
@@ -54,17 +57,18 @@ def evidence_regression(
         if prior is not None:
             _checks.instance(name, prior, Distribution, "a NumPyro distribution or None")
     changes = {name: numpyro.sample(name, prior) for name, prior in priors.items() if prior is not None}
-    if not isinstance(noise_variance, Distribution):
-        noise_variance = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    noise: Any = noise_variance
+    if isinstance(noise_variance, Distribution):
+        noise = numpyro.sample("noise_variance", noise_variance)
     else:
-        noise_variance = numpyro.sample("noise_variance", noise_variance)
+        noise = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
     net = net.replace(**changes)
     if _checks.real_number("width", width, minimum=1.0, infinite=True) == np.inf:
         x = _checks.inputs("X", X, net.n_features)
         kernel, _ = nngp_and_ntk(net, x)
-        evidence = condition(kernel, checked_targets(y, len(x)), noise_variance).log_evidence
+        evidence = condition(kernel, checked_targets(y, len(x)), noise).log_evidence
     else:
         evidence = finite_width_posterior(
-            net, X, y, width=width, noise_variance=noise_variance, n_points=n_points, seed=seed
+            net, X, y, width=width, noise_variance=noise, n_points=n_points, seed=seed
         ).log_marginal_likelihood
     numpyro.factor("evidence", evidence)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 from numpyro.distributions import Distribution, constraints
 
 from gpntk import _checks
@@ -26,9 +27,9 @@ from gpntk.networks import MLP
 
 
 def finite_width_regression(
-    X: Float[Array, "N D"],
-    y: Float[Array, " N"] | Float[Array, "N q"] | None = None,
-    X_test: Float[Array, "M D"] | None = None,
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, " N"] | Float[ArrayLike, "N q"] | None = None,
+    X_test: Float[ArrayLike, "M D"] | None = None,
     *,
     net: MLP | None = None,
     width: float | None = None,
@@ -88,6 +89,7 @@ def finite_width_regression(
     """
     floor = _noise_floor(noise_variance)
     setup = RandomKernelSetup(X, X_test, net, width, action, floor, retained, most_modes, n_points, seed)
+    y = None if y is None else _checks.as_array("y", y)
     columns = np.ndim(y) == 2 if y is not None else n_outputs is not None
     if y is not None:
         if _checks.is_traced(y):
@@ -110,7 +112,7 @@ def finite_width_regression(
     fixed = not isinstance(noise_variance, Distribution)
     likelihood = RandomKernelNormal(exponent, basis, roots, None if fixed else excess, outputs, columns)
     observed = None if y is None else (y if columns else y[:, 0])
-    targets = numpyro.sample("y", likelihood, obs=observed)
+    targets = jnp.asarray(numpyro.sample("y", likelihood, obs=observed))
     if X_test is None:
         return
     rows = setup.appended(observed)
@@ -166,7 +168,7 @@ class RandomKernelNormal(Distribution):
         each = -0.5 * (squares + log_determinant + len(self.roots) * np.log(2.0 * np.pi))
         return each.reshape(*batch, self.outputs).sum(-1)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape=()):
         shape = (len(self.roots), *sample_shape, self.outputs)
         noise = jax.random.normal(key, shape, self.roots.dtype).reshape(len(self.roots), -1)
         if self.excess is None:

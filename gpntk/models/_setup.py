@@ -4,7 +4,7 @@ import contextlib
 import functools
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +119,10 @@ class RandomKernelSetup:
         if self.action is not None:
             mean, covariance = self.action.random_kernel()
             size = len(x)
-            mean, covariance = np.asarray(mean)[:size, :size], np.asarray(covariance)[:size, :size, :size, :size]
+            mean, covariance = mean[:size, :size], covariance[:size, :size, :size, :size]
             return dense_fluctuations(mean, covariance, self.n_train)
-        return network_fluctuations(self.net, jnp.asarray(x), self.n_train, self.width, self.n_points, self.seed)
+        net = cast(MLP, self.net)
+        return network_fluctuations(net, jnp.asarray(x), self.n_train, self.width, self.n_points, self.seed)
 
 
 def _once(key, owner, compute):
@@ -182,14 +183,14 @@ def posterior_rows(rows: AppendedRows, coordinates, whitened_outputs, spread):
 class ColumnNormal(Distribution):
     r"""Columns of a matrix with independent Gaussian columns, `loc + scale * (factor @ standard normal)`."""
 
-    support = constraints.real_matrix
+    support: Any = constraints.real_matrix
     pytree_data_fields = ("loc", "scale", "factor")
 
     def __init__(self, loc, scale, factor, *, validate_args=None):
         self.loc, self.scale, self.factor = loc, scale, factor
         super().__init__((), jnp.shape(loc), validate_args=validate_args)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: Any, sample_shape=()):
         noise = jax.random.normal(key, (*sample_shape, *self.event_shape), self.loc.dtype)
         return self.loc + self.scale * (self.factor @ noise)
 

@@ -1,5 +1,7 @@
 """Group-convolutional networks over finite groups."""
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -122,7 +124,7 @@ class SubsetConvolution(AbstractLayer):
     def _mean(self, kernel: Float[Array, "... order order"]) -> Float[Array, "... order order"]:
         # One element of the subset at a time: all of them together would take |S| times the memory.
         shifted = (kernel[..., column[:, None], column] for column in self._neighbours.T)
-        return sum(shifted) / len(self.subset)
+        return functools.reduce(operator.add, shifted) / len(self.subset)
 
     def init(self, key, shape, widths):
         order, channels = shape

@@ -1,5 +1,8 @@
 """The fully connected network."""
 
+from typing import Any
+
+from gpntk.activations import AbstractActivation, ReLU
 from gpntk.networks._domains import Point
 from gpntk.networks._layers import Dense, Nonlinearity, Repeat
 from gpntk.networks._network import AbstractNetwork
@@ -19,6 +22,18 @@ class MLP(AbstractNetwork):
     >>> print(*(round(float(k), 4) for k in nngp[0]))
     1.0 0.3183
     """
+
+    # That of all networks, spelled out: type checkers would make one from the order of the fields.
+    def __init__(
+        self,
+        depth: int = 2,
+        activation: AbstractActivation = ReLU(),  # noqa: B008 (immutable)
+        weight_variance: Any = 2.0,
+        bias_variance: Any = 0.0,
+        readout_bias: bool = True,
+        width_ratios: tuple[float, ...] | None = None,
+    ):
+        super().__init__(depth, activation, weight_variance, bias_variance, readout_bias, width_ratios)
 
     @property
     def domain(self):

@@ -3,7 +3,6 @@
 import abc
 import inspect
 import warnings
-from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 import equinox as eqx
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gpjax.parameters import NonNegativeReal, PositiveReal, val
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from paramax import AbstractUnwrappable
 
@@ -87,7 +87,7 @@ class AbstractNetwork(eqx.Module):
         )
         self.weight_variance = variance_parameter("weight_variance", weight_variance, may_vanish=False)
         self.bias_variance = variance_parameter("bias_variance", bias_variance, may_vanish=True)
-        self.readout_bias = _checks.instance("readout_bias", readout_bias, (bool, np.bool_), "True or False")
+        self.readout_bias = _checks.boolean("readout_bias", readout_bias)
         self.width_ratios = _width_ratios(width_ratios, self.depth)
 
     @property
@@ -223,7 +223,7 @@ class AbstractNetwork(eqx.Module):
             parameters.append(layer_parameters)
         return parameters
 
-    def apply(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n_outputs"]:
+    def apply(self, params: list, x: Float[ArrayLike, "N D"]) -> Float[Array, "N n_outputs"]:
         """Outputs of the finite network with the given parameters.
 
         Args:
@@ -234,9 +234,11 @@ class AbstractNetwork(eqx.Module):
             ValueError: if `x` is not a finite 2-D array that fits the architecture, or `params` are not its own.
         """
         hidden = self.hidden(params, x)
+        if params[-1] is None:
+            raise ValueError("`params` must have parameters of the readout, got None.")
         return self.readout_layer.apply(params[-1], hidden)
 
-    def hidden(self, params: list, x: Float[Array, "N D"]) -> Float[Array, "N n"]:
+    def hidden(self, params: list, x: Float[ArrayLike, "N D"]) -> Float[Array, "N n"]:
         """What the readout sees: activations of the last hidden layer (after pooling, if any)."""
         self.check_parameters(params)
         signal = self.domain.signal(_checks.inputs("x", x, self.n_features))
@@ -250,6 +252,21 @@ class AbstractNetwork(eqx.Module):
         if not is_list or len(params) != expected:
             got = f"{len(params)} entries" if is_list else repr(params)
             raise ValueError(f"`params` must be parameters from `net.init`, a list of {expected}, got {got}.")
+        wanted = jax.eval_shape(
+            lambda key: self.init(key, self.n_features or 1, width=1, n_outputs=1), jax.random.key(0)
+        )
+        # The readout's may be None where only the hidden layers are asked for.
+        wanted = wanted if params[-1] is not None else [*wanted[:-1], None]
+        leaves, structure = jax.tree.flatten(list(params))
+        fits = structure == jax.tree.structure(wanted) and all(
+            _checks.is_real(getattr(leaf, "dtype", object)) and leaf.ndim == like.ndim
+            for leaf, like in zip(leaves, jax.tree.leaves(wanted), strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"`params` must be parameters from `net.init` of this architecture, {jax.tree.structure(wanted)} "
+                f"with numbers for leaves, got {structure}."
+            )
 
     def hidden_widths(self, width: int) -> tuple[int, ...]:
         """Widths of all hidden layers when the last one has `width` neurons (or channels)."""
@@ -363,8 +380,7 @@ def _plain(value: Any) -> Any:
 def _width_ratios(ratios: Any, depth: int) -> tuple[float, ...] | None:
     if ratios is None:
         return None
-    if not isinstance(ratios, Iterable):
-        raise TypeError(f"`width_ratios` must be a sequence of {depth} positive numbers or None, got {ratios!r}.")
+    ratios = _checks.sequence("width_ratios", ratios)
     ratios = tuple(_checks.real_number("width_ratios", r, minimum=0.0, strict=True) for r in ratios)
     if len(ratios) != depth or ratios[-1] != 1.0:
         raise ValueError(f"`width_ratios` must be {depth} positive numbers, the last one 1, got {ratios}.")

@@ -77,6 +77,8 @@ class _AbstractPlanarNetwork(AbstractPoolingNetwork):
     padding: eqx.AbstractVar[str]
     readout: eqx.AbstractVar[str]
 
+    __init__ = AbstractPoolingNetwork.__init__  # for type checkers, as in `MLP`
+
     @property
     @abc.abstractmethod
     def _fibre(self) -> str | None:

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import functools
+import operator
 
 import equinox as eqx
 import jax
@@ -281,7 +283,7 @@ def _window_sum(x: Float[Array, "..."], axes: int, count: int, step: int) -> Flo
     """Sums of `count` values that are `step` apart on the last `axes` axes at the same time."""
     size = x.shape[-1] - (count - 1) * step
     starts = range(0, count * step, step)
-    return sum(x[(..., *(slice(start, start + size),) * axes)] for start in starts)
+    return functools.reduce(operator.add, (x[(..., *(slice(start, start + size),) * axes)] for start in starts))
 
 
 def _pad(x: Float[Array, "..."], axes: int, before: int, behind: int) -> Float[Array, "..."]:

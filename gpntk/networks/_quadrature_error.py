@@ -93,11 +93,11 @@ class _Problem(NamedTuple):
 def _problem(net: "SphericalCNN") -> _Problem | None:
     if _checks.is_traced(net.activation):
         return None
-    variances = 2.0, 0.0
+    weight, bias = 2.0, 0.0
     if not _checks.is_traced(net.weight_variance, net.bias_variance):
-        variances = tuple(0.0 if v is None else float(val(v)) for v in (net.weight_variance, net.bias_variance))
+        weight, bias = (0.0 if v is None else float(val(v)) for v in (net.weight_variance, net.bias_variance))
     return _Problem(
-        net.activation, net.depth, *variances, net.readout_bias, net.bandlimit, net.channels, net.inversion
+        net.activation, net.depth, weight, bias, net.readout_bias, net.bandlimit, net.channels, net.inversion
     )
 
 

@@ -134,5 +134,5 @@ class QuadratureMean(AbstractLayer):
         return (np.tile(weights / 2, 2) if self.inversion else weights).astype(like.dtype)
 
 
-def _einsum(formula: str, *operands: Float[Array, "..."]) -> Float[Array, "..."]:
+def _einsum(formula: str, *operands: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
     return jnp.einsum(formula, *operands, precision=jax.lax.Precision.HIGHEST)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gpntk import _checks
+from gpntk.dynamics._training import checked_times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +39,7 @@ def vector(name: str, value: Any, length: int | None = None) -> Float[np.ndarray
     """`value` as a vector of finite numbers, of a given length if that is known.
 
     Raises:
-        ValueError: naming the argument, for other shapes, for NaN and for infinity.
-        TypeError: for what is not numbers.
+        ValueError: naming the argument, for other shapes, for NaN and infinity, and for what is not real numbers.
     """
     array = numbers(name, value)
     if array.ndim != 1 or array.size == 0 or length not in (None, len(array)):
@@ -50,21 +50,12 @@ def vector(name: str, value: Any, length: int | None = None) -> Float[np.ndarray
 
 def numbers(name: str, value: Any) -> Float[np.ndarray, "..."]:
     """`value` as an array of finite numbers of any shape; errors are those of `vector`."""
-    try:
-        array = np.asarray(value, float)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be numbers, got {value!r}.") from None
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite, got {array[~np.isfinite(array)][0]:g}.")
-    return array
+    return np.asarray(_checks.real_array(name, value), float)
 
 
 def times(value: Any, *, logarithmic: bool = False) -> Float[np.ndarray, " T"]:
     """`value` as a vector of training times: at least 0, infinity allowed, or what a logarithmic axis can show."""
-    array = np.asarray(value)
-    if array.ndim > 1 or array.size == 0:
-        raise ValueError(f"`times` must be one training time or a vector of them, got shape {array.shape}.")
-    checked = [_checks.real_number("times", t, minimum=0.0, infinite=True) for t in np.atleast_1d(array).tolist()]
+    checked = np.atleast_1d(np.asarray(checked_times("times", value))).tolist()
     for time in checked if logarithmic else ():
         if time == 0.0 or math.isinf(time):
             raise ValueError(f"`times` must be positive and finite on a logarithmic axis, got {time:g}.")

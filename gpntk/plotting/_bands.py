@@ -95,7 +95,7 @@ def plot_predictions(
     _checks.instance("model", model, (NTKRegressor, GradientFlow), "a fitted NTKRegressor or a GradientFlow")
     instants = checked_times(times)
     rows = numbers("X", X)
-    if rows.ndim != 2:
+    if rows.ndim != 2 or rows.size == 0:
         raise ValueError(f"`X` must be inputs of shape (M, D), got shape {rows.shape}.")
     if along is None and rows.shape[1] != 1:
         raise ValueError(

@@ -57,6 +57,11 @@ def plot_against_time(
     elif not callable(score):
         raise TypeError(f"`score` must be a function of targets and predictions, or None, got {score!r}.")
     check_is_fitted(model)
+    targets = _checks.as_array("y", y)
+    if isinstance(model, NTKClassifier) and targets.ndim != 1:
+        raise ValueError(f"`y` must be a vector of classes, got shape {targets.shape}.")
+    if _checks.is_real(targets.dtype):
+        _checks.real_array("y", targets)
     predictions = model.predict_path(X, instants)
     if isinstance(model, NTKClassifier):
         # Two classes have one decision function, positive for the second one.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,4 +32,5 @@ def flops(function: Callable, *arguments) -> float:
     arrays, static = eqx.partition(arguments, eqx.is_array)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
     lowered = jax.jit(lambda arrays: function(*eqx.combine(arrays, static))).lower(shapes)
-    return float(lowered.cost_analysis()["flops"])
+    analysis: Any = lowered.cost_analysis()
+    return float(analysis["flops"])

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
@@ -21,8 +22,8 @@ Function = Callable[[AbstractNetwork, Any, Float[Array, "N D"]], Float[Array, "N
 def empirical_ntk(
     net: AbstractNetwork,
     params: list,
-    x1: Float[Array, "N1 D"],
-    x2: Float[Array, "N2 D"] | None = None,
+    x1: Float[ArrayLike, "N1 D"],
+    x2: Float[ArrayLike, "N2 D"] | None = None,
     outputs: str = "mean",
 ) -> Float[Array, "N1 N2"] | Float[Array, "N1 N2 q q"]:
     r"""The neural tangent kernel of one finite network.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from gpntk.sampling._empirical import checked, ntk
 
 
 def readout_kernels(
-    net: AbstractNetwork, params: list, x1: Float[Array, "N1 D"], x2: Float[Array, "N2 D"] | None = None
+    net: AbstractNetwork, params: list, x1: Float[ArrayLike, "N1 D"], x2: Float[ArrayLike, "N2 D"] | None = None
 ) -> tuple[Float[Array, "N1 N2"], Float[Array, "N1 N2"]]:
     r"""NNGP and NTK of a finite network, averaged exactly over the weights of its last layer.
 
@@ -46,7 +47,8 @@ def readout_kernels(
             `net`.
     """
     params, x1, x2 = checked(net, params, x1, x2)
-    return tuple(_readout_kernels(net, params[:-1], x1, x2))
+    nngp, ntk = _readout_kernels(net, params[:-1], x1, x2)
+    return nngp, ntk
 
 
 class SampledKernels(NamedTuple):
@@ -60,7 +62,7 @@ class SampledKernels(NamedTuple):
 
 def sample_kernels(
     net: AbstractNetwork,
-    X: Float[Array, "N D"],
+    X: Float[ArrayLike, "N D"],
     width: int,
     n_samples: int,
     key: PRNGKeyArray,
@@ -96,10 +98,11 @@ def sample_kernels(
     width = _checks.integer("width", width, minimum=1)
     n_samples = _checks.integer("n_samples", n_samples, minimum=2)
     _checks.key("key", key)
+    _checks.boolean("progress", progress)
     at_once = affordable(working_set(_sample, net, X, width, key, 0), n_samples)
     at_once = math.ceil(n_samples / math.ceil(n_samples / at_once))  # batches of equal size
 
-    count, mean, squares = 0, 0.0, 0.0
+    count, mean, squares = 0, np.zeros((2, len(X), len(X))), np.zeros((2, len(X), len(X)))
     with tqdm(total=n_samples, disable=not progress, desc="networks") as bar:
         for start in range(0, n_samples, at_once):
             size = min(at_once, n_samples - start)
@@ -115,7 +118,8 @@ def sample_kernels(
             count = total
             bar.update(size)
     standard_error = np.sqrt(squares / (n_samples * (n_samples - 1)))
-    return SampledKernels(*mean, *standard_error)
+    (nngp, ntk), (nngp_se, ntk_se) = mean, standard_error
+    return SampledKernels(nngp, ntk, nngp_se, ntk_se)
 
 
 def _units(net, body_params, x):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
@@ -23,8 +24,8 @@ _UPDATES = 50
 def train(
     net: AbstractNetwork,
     params: list,
-    X: Float[Array, "N D"],
-    y: Float[Array, "N ..."],
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, "N ..."],
     optimizer: optax.GradientTransformation,
     steps: int,
     *,
@@ -71,10 +72,10 @@ def train(
     """
     check_parameters(net, params)
     X, y = _checked_data(net, X, y, loss)
-    steps, alpha = _checked_settings(optimizer, steps, reduction, alpha)
+    steps, alpha = _checked_settings(optimizer, steps, reduction, alpha, progress)
     n_outputs = eqx.filter_eval_shape(net.apply, params, X[:1]).shape[-1]
-    params, X, targets = in_one_precision((params, X, _targets(y, n_outputs, loss)))
-    objective = _Objective(net, X, targets, loss, reduction, alpha)
+    params, inputs, targets = in_one_precision((params, X, _targets(y, n_outputs, loss)))
+    objective = _Objective(net, inputs, targets, loss, reduction, alpha)
     with tqdm(total=steps, disable=not progress, desc="steps") as bar:
         params, history = _descend(_run, objective, optimizer, params, steps, bar, 1)
     _warn_if_diverged(history)
@@ -83,8 +84,8 @@ def train(
 
 def train_ensemble(
     net: AbstractNetwork,
-    X: Float[Array, "N D"],
-    y: Float[Array, "N ..."],
+    X: Float[ArrayLike, "N D"],
+    y: Float[ArrayLike, "N ..."],
     key: PRNGKeyArray,
     members: int,
     optimizer: optax.GradientTransformation,
@@ -130,7 +131,7 @@ def train_ensemble(
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     X, y = _checked_data(net, X, y, loss)
-    steps, alpha = _checked_settings(optimizer, steps, reduction, alpha)
+    steps, alpha = _checked_settings(optimizer, steps, reduction, alpha, progress)
     _checks.key("key", key)
     members = _checks.integer("members", members, minimum=1)
     width = _checks.integer("width", width, minimum=1)
@@ -222,23 +223,22 @@ def _init_batch(net, keys, input_dim, width, n_outputs):
     return jax.vmap(lambda key: net.init(key, input_dim, width, n_outputs))(keys)
 
 
-def _checked_settings(optimizer, steps, reduction, alpha) -> tuple[int, float]:
+def _checked_settings(optimizer, steps, reduction, alpha, progress) -> tuple[int, float]:
     wanted = "an optax optimiser such as optax.sgd(0.1)"
     _checks.instance("optimizer", optimizer, optax.GradientTransformation, wanted)
     _checks.option("reduction", reduction, ("sum", "mean"))
+    _checks.boolean("progress", progress)
     return _checks.integer("steps", steps, minimum=1), _checks.real_number("alpha", alpha, minimum=0.0)
 
 
 def _checked_data(net, X, y, loss) -> tuple[Float[Array, "N D"], np.ndarray]:
     """Inputs, and targets that may be targets of so many inputs, whatever the number of outputs."""
     _checks.option("loss", loss, ("squared", "cross_entropy"))
-    X, y = _checks.inputs("X", X, net.n_features), np.asarray(y)
-    if y.ndim not in (1, 2) or len(y) != len(X):
+    X, y = _checks.inputs("X", X, net.n_features), np.asarray(_checks.real_array("y", y))
+    if y.ndim not in (1, 2) or len(y) != len(X) or y.size == 0:
         raise ValueError(
             f"`y` must have shape ({len(X)},) or ({len(X)}, q) as X has {len(X)} rows, got {y.shape}."
         )
-    if y.dtype.kind not in "biuf" or not np.isfinite(y).all():
-        raise ValueError(f"`y` must hold finite real numbers, got {y!r}.")
     if loss == "cross_entropy":
         if y.ndim == 1 and (y.dtype.kind not in "biu" or y.min() < 0):
             raise ValueError(f"`y` must hold integer classes >= 0 for loss='cross_entropy', got {y!r}.")
@@ -259,7 +259,7 @@ def _targets(y: np.ndarray, n_outputs: int, loss: str) -> Float[Array, "N q"]:
     targets = y.reshape(len(y), -1)
     if targets.shape[1] != n_outputs:
         raise ValueError(f"`y` must have one column for each of the {n_outputs} outputs, got shape {y.shape}.")
-    return jnp.asarray(targets, float)
+    return jnp.asarray(_checks.real_array("y", targets, jnp.result_type(float)))
 
 
 def _warn_if_diverged(history: Float[Array, "..."]) -> None:

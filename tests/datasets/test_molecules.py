@@ -172,7 +172,7 @@ def test_channels_fit_the_network():
         ),
         (lambda _: coulomb_matrices([["H"]], POSITIONS[:1, :1]), ValueError, "`numbers` must be atomic numbers"),
         (lambda _: atom_environments(NUMBERS, POSITIONS, powers=()), ValueError, "`powers` must not be empty"),
-        (lambda _: atom_environments(NUMBERS[0], POSITIONS), ValueError, "must have shapes (N, atoms)"),
+        (lambda _: atom_environments(NUMBERS[0], POSITIONS), ValueError, "must have shape (N, atoms)"),
         (lambda _: atom_environments(NUMBERS, POSITIONS, elements=[1, 6]), ValueError, "`elements` must have all"),
         (lambda _: atom_environments(NUMBERS, POSITIONS, beta=0.0), ValueError, "`beta` must be"),
         (lambda _: atom_environments(NUMBERS, 0 * POSITIONS), ValueError, "`positions` must differ"),

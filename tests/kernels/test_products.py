@@ -87,7 +87,7 @@ def test_misuse_is_explained(x64):
         GramOperator(NET, X)
     with pytest.raises(ValueError, match="Expected 2D array"):
         GramOperator(NTK(NET), X[0])
-    with pytest.raises(ValueError, match=r"Vectors must have shape \(23,\) or \(23, m\), got \(9, 5\)"):
+    with pytest.raises(ValueError, match=r"`vectors` must have shape \(23,\) or \(23, m\), got \(9, 5\)"):
         GramOperator(NTK(NET), X) @ X_NEW
-    with pytest.raises(ValueError, match=r"Vectors must have shape \(23,\) or \(23, m\), got \(24, 5\)"):
+    with pytest.raises(ValueError, match=r"`vectors` must have shape \(23,\) or \(23, m\), got \(24, 5\)"):
         GramOperator(NTK(NET), X).cross_product(X_NEW, np.ones((24, 5)))

@@ -94,7 +94,7 @@ def test_outputs_are_in_the_units_of_the_targets():
         ({"x": [[0.0, 1.0]]}, ValueError, r"`x` must be a vector, got shape \(1, 2\)"),
         ({"mean": [1.0]}, ValueError, r"`mean` must be a vector of 2 numbers, got shape \(1,\)"),
         ({"std": [0.1, -0.2]}, ValueError, "`std` must not be negative, got -0.2"),
-        ({"std": [0.1, np.nan]}, ValueError, "`std` must be finite, got nan"),
+        ({"std": [0.1, np.nan]}, ValueError, "`std` must be finite, got NaN"),
         ({"factor": -1.0}, ValueError, "`factor` must be a finite real number >= 0, got -1"),
     ],
 )
@@ -107,8 +107,8 @@ def test_predictions_that_cannot_be_drawn_are_refused():
     model = gpntk.NTKRegressor(NET).fit(X, Y)
     for arguments, error, message in (
         ((model, GRID, -1.0), ValueError, "`times` must be a real number >= 0, got -1"),
-        ((model, GRID, [[1.0]]), ValueError, r"`times` must be one training time or a vector of them"),
-        ((model, GRID, []), ValueError, r"`times` must be one training time or a vector of them"),
+        ((model, GRID, [[1.0]]), ValueError, r"`times` must be a number or a vector"),
+        ((model, GRID, []), ValueError, r"`times` must be a number or a vector"),
         ((model, GRID[:, 0], 1.0), ValueError, r"`X` must be inputs of shape \(M, D\), got shape \(7,\)"),
         ((model, np.ones((2, 3)), 1.0), ValueError, "`along` must be given .* those of `X` have 3"),
         ((gpntk.NTKRegressor(NET), GRID), NotFittedError, "not fitted"),

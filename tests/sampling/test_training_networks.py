@@ -169,7 +169,7 @@ def test_divergence_is_not_silent():
         ({"X": X * np.nan}, ValueError, "Input X contains NaN"),
         ({"y": Y[:3]}, ValueError, r"`y` must have shape \(6,\) or \(6, q\) as X has 6 rows, got \(3, 2\)"),
         ({"y": Y[:, :1]}, ValueError, r"`y` must have one column for each of the 2 outputs, got shape \(6, 1\)"),
-        ({"y": Y * np.inf}, ValueError, "`y` must hold finite real numbers"),
+        ({"y": Y * np.inf}, ValueError, "`y` must be finite"),
         ({"optimizer": 0.1}, TypeError, "`optimizer` must be an optax optimiser .* got 0.1"),
         ({"steps": 0}, ValueError, "`steps` must be an integer >= 1, got 0"),
         ({"alpha": -1.0}, ValueError, "`alpha` must be a finite real number >= 0, got -1"),
