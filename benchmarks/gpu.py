@@ -34,21 +34,15 @@ REPEAT = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="small sizes: only shows that the benchmark works")
-    parser.add_argument(
-        "--output", type=Path, default=None, help="by default results/gpu.json or results/cpu.json"
-    )
+    parser.add_argument("--output", type=Path, default=None, help="by default results/gpu.json")
     args = parser.parse_args()
     device = jax.devices()[0]
     large = device.platform != "cpu"
-    name = "gpu" if large else "cpu"
-    output = args.output or RESULTS / f"{name}{'_short' if args.short else ''}.json"
+    output = args.output or RESULTS / f"gpu{'_short' if args.short else ''}.json"
     scale = 0.1 if args.short else (4.0 if large else 1.0)
     print(f"{device.device_kind} ({device.platform})", flush=True)
-    results: dict[str, Any] = {
-        "device": device.device_kind,
-        "hardware": measure.hardware(),
-        "jax": jax.__version__,
-    }
+    settings = {"device": f"{device.device_kind} ({device.platform})"}
+    results: dict[str, Any] = {**measure.context(), "settings": settings}
     results["ceilings"] = ceilings(scale)
     results["kernels"] = {
         title: time_kernel(title, *case, results["ceilings"]) for title, case in cases(scale).items()

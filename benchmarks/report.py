@@ -196,6 +196,35 @@ def _with_error(values: list[float]) -> str:
     return f"{mean:.{places}f} ± {error:.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def scaling(results: Json) -> str:
+    """Growth with N, one product and the whole solve."""
+    rows = [
+        [
+            f"{r['n']:,}",
+            seconds(r["product_seconds"]),
+            str(r["iterations"]),
+            seconds(r["solve_seconds"]),
+            f"{r['peak_bytes'] / 1e9:.2f} GB",
+            f"{4 * r['n'] ** 2 / 1e9:.2f} GB",
+        ]
+        for r in results["solve"]
+    ]
+    header = ("N", "one product", "iterations", "solve", "peak memory", "a Gram matrix")
+    return markdown(header, rows, (0, 1, 2, 3, 4, 5))
+
+
+def gpu(results: Json) -> str:
+    """Times and shares of the device's ceilings."""
+    rows = []
+    for name, found in results["kernels"].items():
+        share = f"{found['share']:.0%} of {found['binding'].replace('_', ' ')}" if "share" in found else ""
+        times = [seconds(found[key]) for key in ("seconds", "first_seconds")]
+        rows.append([name, f"{found['n']:,}", *times, share, f"{found['error']:.0e}"])
+    solve = results["solve"]
+    rows.append(["solve", f"{solve['n']:,}", seconds(solve["seconds"]), seconds(solve["first_seconds"]), "", ""])
+    return markdown(("", "N", "time", "first", "share of the ceiling", "error"), rows, (1, 2, 3, 5))
+
+
 @dataclass(frozen=True)
 class Section:
     """How the results of one script are shown: a title, what is measured, and rows or a table of its own."""
@@ -232,6 +261,20 @@ SECTIONS = {
         "N = {n}, d = {d}, {n_test} test inputs, depth 2. The Gaussian process and ridge regression have RBF\n"
         "kernels with fixed hyperparameters.",
         training_dynamics,
+    ),
+    "scaling": Section(
+        "Without the Gram matrix",
+        "Regression with N inputs of dimension 8, depth 2, float32, alpha = 1/100 of the mean diagonal, to a\n"
+        "relative residual of {tolerance:g}, each in a process of its own. Peak memory is all of the process.\n"
+        "[Scale](scale.md) has the exponents.",
+        table=scaling,
+    ),
+    "gpu": Section(
+        "One device and its ceilings",
+        "On {device}, float32: NTK Gram matrices, the least time that the binding resource allows (its rate is\n"
+        "measured in the same run) over the time taken, and the largest error against float64. The same script\n"
+        "serves accelerators.",
+        table=gpu,
     ),
     "finite_width": Section(
         "Tensors at order 1/n",

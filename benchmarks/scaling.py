@@ -50,7 +50,7 @@ def main() -> None:
     if args.short:
         sizes, n_devices, n_depth, depths = [200, 400, 800], 400, 200, (1, 2)
         args.output = args.output.with_name("scaling_short.json")
-    results: dict[str, Any] = {"hardware": measure.hardware(), "tolerance": TOLERANCE}
+    results: dict[str, Any] = {**measure.context(), "settings": {"tolerance": TOLERANCE}}
 
     results["solve"] = [report("solve", n=n) for n in sizes]
     last = results["solve"][-3:]
