@@ -9,8 +9,7 @@
 
 Activation, depth, bias variance and alpha of the network, and width and alpha of the ridge, are chosen on 3,000
 training examples (1,000 of them held out); the Gaussian process trains its own. Every method runs in a process of
-its own, so that peak memory is its own, and is written to the results file when it is done: an interrupted run goes
-on.
+its own, so that peak memory is its own, and is written to the results file when done: an interrupted run goes on.
 """
 
 import argparse
