@@ -170,8 +170,8 @@ class KrylovSpaces(NamedTuple):
     def with_room(self, room: int) -> "KrylovSpaces":
         """The same spaces in larger arrays."""
         more = max(0, room - len(self.diagonal))
-        grown = (jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1)) for leaf in self[:3])
-        return KrylovSpaces(*grown, self.norms)
+        basis, *matrix = (jnp.pad(leaf, [(0, more)] + [(0, 0)] * (leaf.ndim - 1)) for leaf in self[:3])
+        return KrylovSpaces(basis, *matrix, norms=self.norms)
 
 
 def krylov_spaces(start: Float[Array, "N m"]) -> KrylovSpaces:
