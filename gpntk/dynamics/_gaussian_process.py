@@ -38,7 +38,7 @@ class MatrixFreePosterior(Posterior):
         TypeError: for arguments of the wrong kind, and for a likelihood that is not Gaussian.
 
     Warns:
-        ConvergenceWarning: scikit-learn's, if a solve does not reach the tolerance.
+        ConvergenceWarning: scikit-learn's, if a solve does not reach the tolerance. Inside `jit` that is an error.
 
     >>> import gpjax as gpx, gpntk, jax.numpy as jnp
     >>> prior = gpx.gps.Prior(kernel=gpntk.NTK(gpntk.MLP()), mean_function=gpx.mean_functions.Zero())
@@ -99,31 +99,36 @@ def matrix_free_mll(
     of the preconditioned matrix by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017, SIAM J. Matrix Anal.
     Appl. 38; with a preconditioner as in Wenger et al. 2022, arXiv:2107.00243). Gradients are those of the exact
     value, with the trace of $B^{-1} \partial B$ estimated from the same probes (Gardner et al. 2018,
-    arXiv:1809.11165): they are unbiased, and not quite the derivative of the estimate. The same key gives the same
-    probes, so that an optimiser sees a smooth function.
+    arXiv:1809.11165): they are unbiased, but not the derivative of the estimate, and their error, typically some
+    per cent, falls with the number of probes and not with the rank of the preconditioner. They serve stochastic
+    gradient methods rather than line searches, and have no derivatives of their own that mean anything. The same
+    key gives the same probes, so that an optimiser sees a smooth function.
 
     Args:
         model: a prior times a Gaussian likelihood.
         data: inputs (N, D) and one output (N, 1).
-        solver: settings of the conjugate gradients. A larger `rank` of the preconditioner makes the estimate more
+        solver: settings of the conjugate gradients. A larger `rank` of the preconditioner makes the value more
             precise, too.
         key: of the random probes; `None` means `jax.random.key(0)`.
         probes: number of random vectors; the standard error falls with its root.
         lanczos_steps: nodes of the quadrature. With a condition number $\kappa$ after preconditioning its error is
             about $e^{-4 \cdot \mathrm{steps} / \sqrt\kappa}$.
-        return_std: whether to return the standard error as well.
+        return_std: whether to return the error of the estimate as well; needs two probes.
 
     Returns:
-        The estimate; with `return_std` a pair, the standard error of the estimate from the spread over probes
-        second. It is 0 for one probe.
+        The estimate; with `return_std` a pair of it and its error: the standard error from the spread over probes,
+        and added in squares what half of the nodes would have changed.
 
     Raises:
         ValueError: for several outputs, numbers below 1, and if B is not positive definite in the working
             precision. Inside `jit` the latter is a runtime error.
         TypeError: for arguments of the wrong kind, and for a likelihood that is not Gaussian.
+
+    Warns:
+        ConvergenceWarning: scikit-learn's, if a solve does not reach the tolerance. Inside `jit` that is an error.
     """
     _checks.instance("solver", solver, MatrixFree, "settings such as gpntk.MatrixFree()")
-    probes = _checks.integer("probes", probes, minimum=1)
+    probes = _checks.integer("probes", probes, minimum=2 if return_std else 1)
     steps = _checks.integer("lanczos_steps", lanczos_steps, minimum=1)
     _checks.boolean("return_std", return_std)
     probe_key: Any = _checks.key("key", jax.random.key(0) if key is None else key)
@@ -136,7 +141,9 @@ def matrix_free_mll(
     forward, backward = precondition.power(signs, -0.5), precondition.power(signs, 0.5)
     solved, _ = solve(fixed, jnp.concatenate([residual_now, forward], axis=1), solver)
     weights, images = solved[:, :1], solved[:, 1:]
-    traces = _require_numbers(_traces_of_logarithm(fixed, precondition, signs, min(steps, len(signs))))
+    traces, coarse = map(
+        _require_numbers, _traces_of_logarithm(fixed, precondition, signs, min(steps, len(signs)))
+    )
     log_determinant = jnp.mean(traces) - precondition.log_determinant()
     value = -0.5 * (jnp.sum(residual_now * weights) + log_determinant + len(residual) * jnp.log(2 * jnp.pi))
     if _checks.is_traced(gram, residual):
@@ -147,21 +154,21 @@ def matrix_free_mll(
         value += slope - jax.lax.stop_gradient(slope)
     if not return_std:
         return value
-    spread = jnp.std(traces, ddof=1) if probes > 1 else jnp.zeros_like(value)
-    return value, spread / (2 * probes**0.5)
+    errors = jnp.std(traces, ddof=1) / probes**0.5, jnp.mean(traces - coarse)
+    return value, jnp.hypot(*errors) / 2
 
 
 @eqx.filter_jit
 def _traces_of_logarithm(
     gram: RegularisedGram, precondition: Preconditioner, signs: Float[Array, "N m"], steps: int
-) -> Float[Array, " m"]:
-    """An estimate of the trace of log(P^-1/2 B P^-1/2) from each vector of signs."""
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """Estimates of the trace of log(P^-1/2 B P^-1/2) from each vector of signs, and those of half of the nodes."""
 
     def product(vectors):
         return precondition.power(gram(precondition.power(vectors, 0.5)), 0.5)
 
-    spaces = krylov_spaces(signs).with_room(steps)
-    return quadratures_of_logarithm(extend_krylov_spaces(product, spaces, 0, steps))
+    spaces = extend_krylov_spaces(product, krylov_spaces(signs).with_room(steps), 0, steps)
+    return quadratures_of_logarithm(spaces, steps), quadratures_of_logarithm(spaces, max(1, steps // 2))
 
 
 def _require_numbers(traces: Float[Array, " m"]) -> Float[Array, " m"]:
@@ -183,8 +190,14 @@ def _system(model: ConjugateModel, data: Dataset, name: str) -> tuple[Regularise
     if data.y is None or data.y.shape != (len(x), 1):
         shape = None if data.y is None else data.y.shape
         raise ValueError(f"`{name}` must have one output of shape ({len(x)}, 1), got {shape}.")
-    operator = GramOperator(model.prior.kernel, x)
-    variance = val(model.likelihood.obs_stddev) ** 2 + model.prior.jitter
-    ones = jnp.ones((operator.size, 1))
+    deviation = jnp.asarray(val(model.likelihood.obs_stddev), float)
+    if deviation.size != 1:
+        raise ValueError(f"`obs_stddev` of the likelihood must be one number, got shape {deviation.shape}.")
     residual = working_precision(data.y - model.prior.mean_function(x))
-    return RegularisedGram(operator, ones, jnp.asarray(variance, float)), residual
+    if not _checks.is_traced(residual) and not jnp.isfinite(residual).all():
+        raise ValueError(f"`{name}` must have finite targets where the prior mean is finite, got NaN or infinity.")
+    operator = GramOperator(model.prior.kernel, x)
+    # Vectors are where the features are, which may be many devices.
+    residual = operator.kernel.blocked_engine.placed(residual)
+    variance = deviation.reshape(()) ** 2 + model.prior.jitter
+    return RegularisedGram(operator, jnp.ones((operator.size, 1)), variance), residual

@@ -69,6 +69,8 @@ def preconditioner(
     directions = _matmul(factor, vectors / jnp.sqrt(jnp.where(kept, values, 1.0))) * kept
     # A matrix of zeros has none.
     smallest = jnp.where(jnp.any(kept), jnp.min(jnp.where(kept, values, jnp.inf)), 0.0)
+    # The trace of what is left bounds its eigenvalues: an exhausted matrix has nothing beyond what was seen.
+    smallest = jnp.minimum(smallest, jnp.sum(jnp.maximum(diagonal - jnp.sum(factor**2, axis=1), 0.0)))
     rest = 1.0 / (smallest + alpha)
     return Preconditioner(directions, jnp.where(kept, 1.0 / (jnp.where(kept, values, 1.0) + alpha), 0.0), rest)
 
@@ -231,13 +233,13 @@ def ritz_pairs(spaces: KrylovSpaces, size: int) -> RitzPairs:
     return RitzPairs(values.T, np.moveaxis(vectors, 0, -1), off_diagonal[-1])
 
 
-def quadratures_of_logarithm(spaces: KrylovSpaces) -> Float[Array, " m"]:
-    r"""$v^T \log(A)\, v$ for the vector v that each space starts from, by Lanczos quadrature.
+def quadratures_of_logarithm(spaces: KrylovSpaces, size: int) -> Float[Array, " m"]:
+    r"""$v^T \log(A)\, v$ for the vector v that each space starts from, by Lanczos quadrature with `size` nodes.
 
-    Ubaru, Chen & Saad (2017), SIAM J. Matrix Anal. Appl. 38, section 3. Spaces must have no room to spare.
+    Ubaru, Chen & Saad (2017), SIAM J. Matrix Anal. Appl. 38, section 3.
     """
-    between = spaces.off_diagonal[:-1].T
-    matrices = jax.vmap(jnp.diag)(spaces.diagonal.T)
+    between = spaces.off_diagonal[: size - 1].T
+    matrices = jax.vmap(jnp.diag)(spaces.diagonal[:size].T)
     matrices += jax.vmap(lambda b: jnp.diag(b, 1) + jnp.diag(b, -1))(between)
     values, vectors = jnp.linalg.eigh(matrices)
     weights = vectors[:, 0] ** 2

@@ -70,6 +70,12 @@ class AbstractFeatureKernel(AbstractKernel):
         """How pairs are evaluated together where the engine's `block_size` leaves it open."""
         return default_grouping(self.sites_per_pair)
 
+    @property
+    def blocked_engine(self) -> BlockedComputation:
+        """The compute engine; one with its defaults in the place of an engine of GPJax."""
+        engine = self.compute_engine
+        return engine if isinstance(engine, BlockedComputation) else BlockedComputation()
+
     def __call__(self, x: Float[Array, " D"], y: Float[Array, " D"]) -> Float[Array, ""]:
         """The kernel value of one pair of inputs."""
         # Compiled, as matrices are: evaluated step by step, JAX would compile the loop over layers at every call.
@@ -131,7 +137,12 @@ def _as_row(name: str, x: Any) -> Float[Array, "1 D"]:
 
 
 def with_features(kernel: AbstractKernel) -> AbstractFeatureKernel:
-    """The kernel as a function of features, which are the inputs themselves for kernels of other packages."""
+    """The kernel as a function of features, which are the inputs themselves for kernels of other packages.
+
+    Raises:
+        TypeError: for kernels of several outputs.
+    """
+    _check_one_output(kernel)
     return kernel if isinstance(kernel, AbstractFeatureKernel) else _Foreign(kernel)
 
 
@@ -189,10 +200,7 @@ class AbstractCombination(AbstractFeatureKernel):
                 # A number computed under `jit` or `grad` has no value yet, but it can be an array in a kernel.
                 kernel = Constant(constant=kernel) if _checks.is_traced(kernel) else Number(kernel)
             _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel or a number")
-            if isinstance(kernel, MultiOutputKernel):
-                raise TypeError(
-                    f"`kernel` must have one output, got {type(kernel).__name__}; combine its latent kernels."
-                )
+            _check_one_output(kernel)
             # Sums of sums (products of products) are one sum, GPJax's own included.
             parts.extend(kernel.kernels if type(kernel) in (type(self), self.gpjax_type) else [kernel])
         self.kernels = tuple(parts)
@@ -261,6 +269,11 @@ class Product(AbstractCombination):
 
     def reduce(self, values):
         return math.prod(values[1:], start=values[0])
+
+
+def _check_one_output(kernel: AbstractKernel) -> None:
+    if isinstance(kernel, MultiOutputKernel):
+        raise TypeError(f"`kernel` must have one output, got {type(kernel).__name__}; combine its latent kernels.")
 
 
 def _combine(kind, left, right):

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from gpntk import _checks
-from gpntk.kernels._sharding import replicated, sharded_cross, sharded_diagonal, sharded_gram
+from gpntk.kernels._sharding import in_rows, replicated, sharded_cross, sharded_diagonal, sharded_gram
 from gpntk.kernels._tiles import (
     Grouping,
     Tiling,
@@ -95,9 +95,7 @@ class BlockedComputation(AbstractKernelComputation):
         if not traced:
             _check_memory(kernel, features1, features2, self.mesh)
         if self.progress and not traced:
-            return jax.tree.map(
-                jnp.asarray, HostBlocks(kernel, features1, features2, self).matrices(progress=True)
-            )
+            return self._back_on_device(HostBlocks(kernel, features1, features2, self))
         features1, features2 = self.placed((features1, features2))
         return finite(_cross(kernel, features1, features2, self.grouping(kernel), self.mesh))
 
@@ -107,8 +105,12 @@ class BlockedComputation(AbstractKernelComputation):
         if not traced:
             _check_memory(kernel, features, features, self.mesh)
         if self.progress and not traced:
-            return jax.tree.map(jnp.asarray, HostBlocks(kernel, features, None, self).matrices(progress=True))
+            return self._back_on_device(HostBlocks(kernel, features, None, self))
         return finite_gram(_gram(kernel, self.placed(features), self.grouping(kernel), self.mesh))
+
+    def _back_on_device(self, blocks: "HostBlocks") -> Any:
+        place = jnp.asarray if self.mesh is None else functools.partial(in_rows, mesh=self.mesh)
+        return jax.tree.map(place, blocks.matrices(progress=True))
 
     def side(self, kernel: Any) -> int:
         """Number of inputs on the side of a tile."""
@@ -135,7 +137,8 @@ class HostBlocks:
 
     def __init__(self, kernel: Any, features1: Any, features2: Any, engine: BlockedComputation):
         self._kernel, self._engine, self._symmetric = kernel, engine, features2 is None
-        side = _TILES_PER_BLOCK * engine.side(kernel)
+        # Tiles of accelerators are as large as a block should be.
+        side = (_TILES_PER_BLOCK if device_memory() is None else 1) * engine.side(kernel)
         features = (features1,) if features2 is None else (features1, features2)
         tilings = [Tiling.of(f, side) for f in features]
         padded = [engine.placed(t.pad(f)) for t, f in zip(tilings, features, strict=True)]
@@ -169,7 +172,10 @@ class HostBlocks:
             ahead = self._dispatched(places[0]) if places else None
             for place, following in zip(places, [*places[1:], None], strict=True):
                 block, ahead = ahead, None if following is None else self._dispatched(following)
-                yield place, finite(_on_host(block))
+                block = _on_host(block)  # and no longer on the device
+                for leaf in jax.tree.leaves(block):
+                    _refuse_overflow(leaf, np.isfinite(leaf).all())
+                yield place, block
                 bar.update(pairs)
 
     def write(self, matrix: np.ndarray, block: np.ndarray, place: tuple[int, int]) -> None:
@@ -204,13 +210,14 @@ def _check_memory(kernel, features1, features2, mesh) -> None:
     Raises:
         ValueError: naming the size in bytes.
     """
-    devices = [None] if mesh is None else mesh.devices.flat
+    devices = [None] if mesh is None else list(mesh.devices.flat)
+    copies = len(devices) if n_inputs(features1) % len(devices) else 1
     on_device = device_memory()
     if on_device is None:
         # Processors of one process share its memory.
-        available = _host_memory() * len({getattr(device, "process_index", 0) for device in devices})
+        available = _host_memory() * len({getattr(device, "process_index", 0) for device in devices}) // copies
     else:
-        available = on_device * len(devices)
+        available = on_device * len(devices) // copies
     if n_inputs(features1) * n_inputs(features2) < available / 64:
         return  # two matrices in double precision take a quarter of it: no need to trace the kernel
     shapes = eqx.filter_eval_shape(_values_of_pairs, kernel, features1, features2)
@@ -239,19 +246,19 @@ def finite(matrices: Any) -> Any:
         ValueError: naming the precision.
     """
     for leaf in jax.tree.leaves(matrices):
-        _refuse_overflow(leaf, leaf)
+        _refuse_overflow(leaf, _all_finite(leaf))
     return matrices
 
 
 def finite_gram(matrices: Any) -> Any:
     """`finite` for Gram matrices, whose diagonal bounds all entries."""
     for leaf in jax.tree.leaves(matrices):
-        _refuse_overflow(leaf, jnp.diagonal(leaf))
+        _refuse_overflow(leaf, _all_finite(jnp.diagonal(leaf)))
     return matrices
 
 
-def _refuse_overflow(matrix, entries) -> None:
-    if not _checks.is_traced(matrix) and not bool(_all_finite(entries)):
+def _refuse_overflow(matrix, is_finite) -> None:
+    if not _checks.is_traced(matrix) and not bool(is_finite):
         raise ValueError(
             f"Kernel values are not finite in {matrix.dtype}: scale the inputs or the variances down, or enable "
             "double precision with `jax.enable_x64`."

@@ -9,10 +9,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
-from gpntk.kernels._base import AbstractFeatureKernel, Sum
+from gpntk.kernels._base import AbstractFeatureKernel, with_features
 from gpntk.kernels._engine import BlockedComputation, checked_features
 from gpntk.kernels._sharding import sharded_cross_product, sharded_gram_product
-from gpntk.kernels._tiles import cross_product_blocks, diagonal_blocks, gram_product_blocks, n_inputs
+from gpntk.kernels._tiles import (
+    column_blocks,
+    cross_product_blocks,
+    diagonal_blocks,
+    gram_product_blocks,
+    n_inputs,
+)
 
 
 class GramOperator(eqx.Module):
@@ -43,17 +49,17 @@ class GramOperator(eqx.Module):
 
     kernel: AbstractFeatureKernel
     features: Any
+    _n_columns: int = eqx.field(static=True)
 
     def __init__(self, kernel: AbstractKernel, x: Float[ArrayLike, "N D"]):
         _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
-        # A sum of one kernel is that kernel, evaluated by our engine.
-        self.kernel = kernel if isinstance(kernel, AbstractFeatureKernel) else Sum(kernel)
-        self.features = self._engine.placed(checked_features(self.kernel, _checks.inputs("x", x)))
+        x = _checks.inputs("x", x)
+        self.kernel, self._n_columns = with_features(kernel), x.shape[1]
+        self.features = self._engine.placed(checked_features(self.kernel, x))
 
     @property
     def _engine(self) -> BlockedComputation:
-        engine = self.kernel.compute_engine
-        return engine if isinstance(engine, BlockedComputation) else BlockedComputation()
+        return self.kernel.blocked_engine
 
     @property
     def _side(self) -> int:
@@ -80,12 +86,14 @@ class GramOperator(eqx.Module):
 
     def columns(self, indices: Int[Array, " k"]) -> Float[Array, "N k"]:
         """The columns at `indices`; for use inside compiled loops."""
-        return self.kernel.pair(self.features, jax.tree.map(lambda leaf: leaf[indices], self.features))
+        taken = jax.tree.map(lambda leaf: leaf[indices], self.features)
+        return column_blocks(self.kernel.pair, self.features, taken, self._side)
 
     def cross_product(self, x: Float[Array, "M D"], vectors: Float[Array, "N ..."]) -> Float[Array, "M ..."]:
         """`k(x, X) @ vectors` for new inputs `x`, without the matrix of M x N kernel values."""
         vectors = self._checked_vectors(vectors)
-        features = self._engine.placed(checked_features(self.kernel, _checks.inputs("x", x)))
+        x = _checks.inputs("x", x, self._n_columns, "operator")
+        features = self._engine.placed(checked_features(self.kernel, x))
         products = _cross_product(self, features, vectors.reshape(self.size, -1))
         return products.reshape(len(products), *vectors.shape[1:])
 
@@ -93,7 +101,7 @@ class GramOperator(eqx.Module):
         vectors = _checks.floating_array("vectors", vectors)
         if vectors.ndim not in (1, 2) or vectors.shape[0] != self.size or vectors.size == 0:
             raise ValueError(f"`vectors` must have shape ({self.size},) or ({self.size}, m), got {vectors.shape}.")
-        return vectors
+        return self._engine.placed(vectors)
 
 
 @eqx.filter_jit

@@ -38,6 +38,12 @@ def replicated(values: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding) if eqx.is_array(leaf) else leaf, values)
 
 
+def in_rows(matrix: Any, mesh: Mesh) -> Any:
+    """A matrix of the host on the devices as those below leave theirs."""
+    sharding = NamedSharding(_in_a_row(mesh), _EVERYWHERE if len(matrix) % mesh.size else _ROWS)
+    return jax.device_put(matrix, sharding)
+
+
 def sharded_cross(pair: Callable, features1: Any, features2: Any, grouping: Grouping, mesh: Mesh) -> Any:
     """`cross_blocks` with the rows of the result on different devices.
 
@@ -120,6 +126,10 @@ def sharded_gram(pair: Callable, diagonal: Callable, features: Any, grouping: Gr
             low = here < count // 2
             mine, theirs = (jax.tree.map(lambda w, b, c=c: jnp.where(c, w, b), white, black) for c in (low, ~low))
             panel = exchange(panel, count // 2, mine, theirs)
+        # Once more the diagonal, evaluated with the same neighbours as by `sharded_diagonal`: the same bits.
+        index, exact = np.arange(inner.size), diagonal_blocks(diagonal, parts.take(features, here), grouping)
+        place = index, here * inner.padded + index
+        panel = jax.tree.map(lambda p, values: p.at[place].set(values), panel, exact)
         if inner.padded > inner.size:
             panel = jax.tree.map(without_padding, panel)
         return panel

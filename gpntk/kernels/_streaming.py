@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from gpntk import _checks
 from gpntk.kernels._base import with_features
-from gpntk.kernels._engine import BlockedComputation, HostBlocks, checked_features
+from gpntk.kernels._engine import HostBlocks, checked_features
 
 # Inputs of which kernel values tell one kernel from another.
 _PROBES = 8
@@ -34,7 +34,7 @@ def stream_kernel_matrix(
 ) -> Float[np.ndarray, "N1 N2"]:
     """A kernel matrix in the memory of the host or in a file, computed block by block.
 
-    No more than a block is ever held on a device, so that the matrix may be larger than its memory, and with a
+    No more than two blocks are ever held on a device, so that the matrix may be larger than its memory, and with a
     `path` than that of the host. The file is a NumPy one, for `numpy.load(path, mmap_mode="r")`. It appears under
     its name when it is complete. Until then it is called `<path>.partial`, and what is in it is known from
     `<path>.blocks`: the same call after an interruption goes on with the block that was being computed, and ends
@@ -60,7 +60,8 @@ def stream_kernel_matrix(
             not fit on the disk (naming the size in bytes), or if the files of `path` belong to another matrix.
         FileExistsError: if there is a file of that name that this function did not make.
         FileNotFoundError: if there is no such folder.
-        TypeError: if `kernel` is not a GPJax kernel or `progress` not a boolean.
+        TypeError: if `kernel` is not a GPJax kernel of one output, `path` not a path or `progress` not a boolean;
+            under `jit` and `grad`, where there are no numbers to be written.
 
     >>> import gpntk, numpy as np, tempfile
     >>> x = np.linspace(-1.0, 1.0, 5)[:, None]
@@ -80,27 +81,31 @@ def stream_kernel_matrix(
         x2 = _checks.inputs("x2", x2)
         _checks.equal_columns(x1=x1, x2=x2)
         features2 = checked_features(kernel, x2)
-    engine = (
-        kernel.compute_engine if isinstance(kernel.compute_engine, BlockedComputation) else BlockedComputation()
-    )
+    if _checks.is_traced(kernel, features1, features2):
+        raise TypeError("`stream_kernel_matrix` writes numbers: it cannot be used under `jit`, `grad` or `vmap`.")
+    engine = kernel.blocked_engine
     blocks = HostBlocks(kernel, features1, features2, engine)
     if path is None:
         return blocks.matrices(progress)
     file = _MatrixFile(Path(path), blocks, _identity(kernel, features1, features2, blocks))
-    # Without a mesh, processes do not know of each other.
-    writes = engine.mesh is None or jax.process_index() == 0
-    return file.filled(writes, progress)
+    # Without a mesh, and with one of its own devices, a process knows nothing of others.
+    processes = {device.process_index for device in engine.mesh.devices.flat} if engine.mesh else set()
+    return file.filled(processes if len(processes) > 1 else {jax.process_index()}, progress)
 
 
 def _identity(kernel, features1, features2, blocks: HostBlocks) -> str:
-    """A digest of what a matrix is made from: the features, and what the kernel makes of some of them.
+    """A digest of what a matrix is made from: features, parameters, and what the kernel makes of some inputs.
 
     Code cannot be compared between processes, numbers can.
     """
     columns = features1 if features2 is None else features2
-    some = [jax.tree.map(lambda leaf: leaf[:_PROBES], features) for features in (features1, columns)]
+    spread = [np.linspace(0, size - 1, min(size, _PROBES)).astype(int) for size in blocks.shape]
+    some = [
+        jax.tree.map(lambda leaf, rows=rows: leaf[rows], features)
+        for features, rows in zip((features1, columns), spread, strict=True)
+    ]
     digest = hashlib.sha256(repr((blocks.shape, blocks.dtypes, len(blocks.places))).encode())
-    for leaf in jax.tree.leaves((features1, features2, eqx.filter_jit(kernel.pair)(*some))):
+    for leaf in jax.tree.leaves((kernel, features1, features2, eqx.filter_jit(kernel.pair)(*some))):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
@@ -113,37 +118,45 @@ class _MatrixFile:
     """
 
     def __init__(self, path: Path, blocks: HostBlocks, identity: str):
+        if not path.name:
+            raise ValueError(f"`path` must name a file, got {str(path)!r}.")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"`path` must be in a folder that exists, got {path}.")
         self._path, self._blocks, self._identity = path, blocks, identity
         self._partial = path.with_name(path.name + ".partial")
         self._journal = path.with_name(path.name + ".blocks")
 
-    def filled(self, writes: bool, progress: bool) -> np.ndarray:
-        """The complete file as a memory map. Processes that do not write only take part in the computation."""
+    def filled(self, processes: set[int], progress: bool) -> np.ndarray:
+        """The complete file as a memory map. The first of the processes writes, the others compute with it."""
         done = self._done()
+        writes = jax.process_index() == min(processes)
         if not self._path.exists():
             self._check_disk()
-            _wait_for_all("journal is read")
+            _wait_for_all(processes, "journal is read")
             missing = [place for place in self._blocks.places if place not in done]
             computed = self._blocks.computed(missing, progress)
             if writes:
-                self._write(computed, resumes=bool(done))
+                self._write(computed, done)
             else:
                 collections.deque(computed, maxlen=0)
-            _wait_for_all("file is complete")
-        return np.load(self._path, mmap_mode="r")
+            _wait_for_all(processes, "file is complete")
+        matrix = np.load(self._path, mmap_mode="r")
+        if (matrix.shape, matrix.dtype) != (self._blocks.shape, self._blocks.dtypes):
+            raise FileExistsError(f"`path` is taken: {self._path} was replaced after it was written.")
+        return matrix
 
-    def _write(self, computed: Iterable, resumes: bool) -> None:
-        if not resumes:
-            self._journal.write_text(f"{self._identity}\n")
+    def _write(self, computed: Iterable, done: set[tuple[int, int]]) -> None:
+        # Anew, without a line that was cut off, to which the next one would be appended.
+        clean = self._journal.with_name(self._journal.name + ".new")
+        clean.write_text("".join([f"{self._identity}\n", *map(_line, sorted(done))]))
+        os.replace(clean, self._journal)
         shape, dtype = self._blocks.shape, self._blocks.dtypes
-        matrix = np.lib.format.open_memmap(self._partial, "r+" if resumes else "w+", dtype, shape)
+        matrix = np.lib.format.open_memmap(self._partial, "r+" if done else "w+", dtype, shape)
         with self._journal.open("a") as journal:
             for place, block in computed:
                 self._blocks.write(matrix, block, place)
                 matrix.flush()
-                journal.write("{} {}\n".format(*place))
+                journal.write(_line(place))
                 journal.flush()
                 os.fsync(journal.fileno())
         del matrix
@@ -170,8 +183,8 @@ class _MatrixFile:
                 f"`path` is taken: {present} was made from other inputs, by another kernel, or with other blocks. "
                 f"Delete it and {self._journal}, or choose another `path`."
             )
-        blocks = [line.split() for line in complete[1:]] if present.exists() else []
-        return {(int(row), int(column)) for row, column in blocks}
+        written = set(complete[1:]) if present.exists() else set()
+        return {place for place in self._blocks.places if _line(place)[:-1] in written}
 
     def _check_disk(self) -> None:
         needed = math.prod(self._blocks.shape) * self._blocks.dtypes.itemsize
@@ -184,6 +197,10 @@ class _MatrixFile:
             )
 
 
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
+def _line(place: tuple[int, int]) -> str:
+    return "{} {}\n".format(*place)
+
+
+def _wait_for_all(processes: set[int], what: str) -> None:
+    if len(processes) > 1:
         multihost_utils.sync_global_devices(what)

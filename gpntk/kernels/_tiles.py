@@ -127,6 +127,23 @@ def diagonal_blocks(diagonal: Callable, features: Any, grouping: Grouping) -> An
     return jax.tree.map(lambda leaf: leaf.reshape(-1)[: tiling.size], parts)
 
 
+def column_blocks(pair: Callable, features1: Any, features2: Any, block_size: int) -> Float[Array, "N1 k"]:
+    """`pair(features1, features2)` for few second inputs, no more pairs at a time than a tile has.
+
+    Args:
+        pair: maps the features of n1 and n2 inputs to an (n1, n2) array.
+        features1: pytree of arrays with leading axis N1.
+        features2: pytree of arrays with leading axis k.
+        block_size: number of inputs on the side of a tile.
+    """
+    tiling = Tiling.of(features1, max(1, block_size**2 // n_inputs(features2)))
+    if tiling.tiles == 1:
+        return pair(features1, features2)
+    features1 = tiling.pad(features1)
+    parts = jax.lax.map(lambda index: pair(tiling.take(features1, index), features2), np.arange(tiling.tiles))
+    return parts.reshape(-1, parts.shape[-1])[: tiling.size]
+
+
 def _listed_pairs(pair: Callable, features1: Any, features2: Any, rows, columns, grouping: PairList) -> Any:
     """The kernel of each pair (rows[i], columns[i]) of inputs, a few at a time."""
     steps = max(1, math.ceil(len(rows) / grouping.at_once))

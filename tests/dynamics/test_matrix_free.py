@@ -133,7 +133,7 @@ def test_quadrature_of_the_logarithm_is_that_of_matfree():
     matrix = jnp.asarray(half @ half.T + 0.5 * np.eye(40))
     start = jnp.asarray(RNG.normal(size=(40, 3)))
     product = jax.tree_util.Partial(jnp.matmul, matrix)
-    values = quadratures_of_logarithm(extend_krylov_spaces(product, krylov_spaces(start).with_room(9), 0, 9))
+    values = quadratures_of_logarithm(extend_krylov_spaces(product, krylov_spaces(start).with_room(12), 0, 9), 9)
     integrand = matfree.funm.monte_carlo_funm_sym_logdet(matfree.decomp.tridiag_sym(9, reortho="full"))
     expected = [integrand(lambda v: matrix @ v, vector) for vector in start.T]
     np.testing.assert_allclose(values, expected, rtol=1e-12)

@@ -3,6 +3,7 @@
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python sharded_values.py FILE.npz
 """
 
+import dataclasses
 import sys
 
 import gpjax as gpx
@@ -41,6 +42,11 @@ def values(engine: gpntk.BlockedComputation) -> dict[str, np.ndarray]:
             found[f"{name}, cross product, {size}"] = operator.cross_product(OTHERS, VECTORS[:size])
             found[f"{name}, diagonal, {size}"] = lx.diagonal(kernel.diagonal(x))
     small = gpntk.CNN((6, 6, 1), depth=1)
+    operator = gpntk.GramOperator(KERNELS["network"](engine), INPUTS[40])
+    found["columns"] = operator.columns(np.array([7, 1]))
+    found["with progress"] = (
+        KERNELS["network"](dataclasses.replace(engine, progress=True)).gram(INPUTS[40]).as_matrix()
+    )
     found["both, images"] = jnp.stack(gpntk.nngp_and_ntk(small, IMAGES, compute_engine=engine))
     found["single precision"] = KERNELS["network"](engine).gram(INPUTS[40].astype(np.float32)).as_matrix()
 
@@ -66,11 +72,11 @@ def main() -> None:
     devices = jax.device_count()
     engine = gpntk.BlockedComputation(4, mesh=jax.make_mesh((2, devices // 2), ("rows", "more")))
     found = values(engine)
-    gram = found["network, gram, 40"]
     # Each device holds its rows and nothing else.
-    shards = sorted((shard.index[0].start or 0, shard.data.shape) for shard in gram.addressable_shards)
-    found["rows of the devices"] = np.array([start for start, _ in shards])
-    assert {shape for _, shape in shards} == {(40 // devices, 40)}
+    for name in ("network, gram, 40", "with progress"):
+        shards = sorted((shard.index[0].start or 0, shard.data.shape) for shard in found[name].addressable_shards)
+        found[f"rows of the devices: {name}"] = np.array([start for start, _ in shards])
+        assert {shape for _, shape in shards} == {(40 // devices, 40)}
     np.savez(sys.argv[1], **{name: np.asarray(value) for name, value in found.items()})
 
 

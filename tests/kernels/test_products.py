@@ -91,3 +91,13 @@ def test_misuse_is_explained(x64):
         GramOperator(NTK(NET), X) @ X_NEW
     with pytest.raises(ValueError, match=r"`vectors` must have shape \(23,\) or \(23, m\), got \(24, 5\)"):
         GramOperator(NTK(NET), X).cross_product(X_NEW, np.ones((24, 5)))
+    for kernel in (NTK(NET), gpx.kernels.RBF()):
+        with pytest.raises(ValueError, match=r"x has 1 features, but the operator expects 5 features"):
+            GramOperator(kernel, X).cross_product(X_NEW[:, :1], VECTORS)
+
+
+@pytest.mark.parametrize("block_size", [2, 100])
+def test_columns_are_those_of_the_matrix(block_size, x64):
+    operator = GramOperator(NTK(NET, compute_engine=BlockedComputation(block_size)), X)
+    taken = np.array([3, 0, 22])
+    np.testing.assert_allclose(operator.columns(taken), (operator @ jnp.eye(len(X)))[:, taken], rtol=1e-12)

@@ -126,11 +126,17 @@ def interrupted(path, blocks):
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 20])
-def test_lines_cut_off_in_the_journal_do_not_count(blocks, tmp_path, computed):
+@pytest.mark.parametrize("rest", ["4 ", "4", "0 3", "x"])
+def test_lines_cut_off_in_the_journal_do_not_count(blocks, rest, tmp_path, computed):
     path, journal = tmp_path / "gram.npy", tmp_path / "gram.npy.blocks"
     interrupted(path, blocks)
-    journal.write_text(journal.read_text() + "4 ")
+    journal.write_text(journal.read_text() + rest)
     computed.clear()
+    if blocks == 1:
+        # Twice: nothing is appended to the rest of the line.
+        interrupted(path, 3)
+        blocks += 3
+        computed.clear()
     np.testing.assert_array_equal(stream_kernel_matrix(NTK, X, path=path), stream_kernel_matrix(NTK, X))
     assert len(computed) == 2 * BLOCKS - blocks
     assert len(journal.read_text().splitlines()) == 1 + BLOCKS
@@ -166,6 +172,29 @@ def test_another_matrix_is_not_taken_for_this_one(other, complete, tmp_path):
         interrupted(path, 3)
     with pytest.raises(ValueError, match=r"`path` is taken: .*gram\.npy.* was made from other inputs"):
         other(path)
+
+
+def test_kernels_that_agree_on_the_first_inputs_are_told_apart(tmp_path):
+    x = np.concatenate([np.zeros((10, 2)), Y[:, :2]])
+    for lengthscale, outcome in ((1.0, None), (3.0, "was made from other inputs, by another kernel")):
+        kernel = gpx.kernels.RBF(lengthscale=lengthscale)
+        if outcome is None:
+            stream_kernel_matrix(kernel, x, path=tmp_path / "gram.npy")
+        else:
+            with pytest.raises(ValueError, match=outcome):
+                stream_kernel_matrix(kernel, x, path=tmp_path / "gram.npy")
+
+
+def test_replaced_files_are_noticed(tmp_path):
+    path = tmp_path / "gram.npy"
+    stream_kernel_matrix(NTK, X, path=path)
+    np.save(path, np.arange(3))
+    with pytest.raises(FileExistsError, match="was replaced after it was written"):
+        stream_kernel_matrix(NTK, X, path=path)
+    with pytest.raises(ValueError, match="`path` must name a file"):
+        stream_kernel_matrix(NTK, X, path="")
+    with pytest.raises(TypeError, match="cannot be used under `jit`"):
+        jax.jit(lambda x: stream_kernel_matrix(NTK, x))(X)
 
 
 def test_files_of_others_are_left_alone(tmp_path):
