@@ -6,7 +6,7 @@
 
 Everything in a process of its own, so that peak memory is that of one size:
 
-    solve     a regression with N inputs of dimension 8, depth 2, float32, alpha = 1/100 of the mean diagonal, to a
+    solve     (with compilation) a regression with N inputs of dimension 8, depth 2, float32, alpha = 1/100 of the mean diagonal, to a
               relative residual of 1e-5, without the Gram matrix: the whole of it, and one product with the matrix
     devices   the NTK Gram matrix for N = 20,000 on one device and on two (a processor simulated as two, each with
               the same cores): wall time, and what of it is spent outside of the sharded computation
@@ -65,7 +65,7 @@ def main() -> None:
 def report(name: str, devices: int = 1, **settings: Any) -> dict[str, Any]:
     """What a worker found, printed and returned."""
     command = [sys.executable, __file__, "--worker", json.dumps([name, settings])]
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": flags}, text=True
     ).stdout

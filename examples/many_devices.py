@@ -31,7 +31,8 @@ def main() -> None:
 
     # Devices are counted when JAX starts: nothing may use it before.
     if args.simulate:
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={args.simulate}"
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={args.simulate}"
     import jax
 
     jax.config.update("jax_enable_x64", True)
