@@ -6,8 +6,9 @@
 
 Everything in a process of its own, so that peak memory is that of one size:
 
-    solve     (with compilation) a regression with N inputs of dimension 8, depth 2, float32, alpha = 1/100 of the mean diagonal, to a
-              relative residual of 1e-5, without the Gram matrix: the whole of it, and one product with the matrix
+    solve     a regression with N inputs of dimension 8, depth 2, float32, alpha = 1/100 of the mean diagonal, to a
+              relative residual of 1e-5, without the Gram matrix: the whole of it, compilation included, and one
+              product with the matrix
     devices   the NTK Gram matrix for N = 20,000 on one device and on two (a processor simulated as two, each with
               the same cores): wall time, and what of it is spent outside of the sharded computation
     depth     the NTK Gram matrix for N = 4,000 with 1 to 16 layers
