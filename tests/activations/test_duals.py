@@ -350,10 +350,10 @@ def test_dual_takes_numbers_and_arrays():
     ("arguments", "message"),
     [
         ((0.0, -1.0, 1.0), "`q1` must be a finite variance >= 0, got -1"),
-        ((0.0, 1.0, np.nan), "`q2` must be a finite variance >= 0, got nan"),
-        ((0.0, np.inf, 1.0), "`q1` must be a finite variance >= 0, got inf"),
+        ((0.0, 1.0, np.nan), "`q2` must be finite, got NaN"),
+        ((0.0, np.inf, 1.0), "`q1` must be finite, got infinity"),
         ((1.5, 1.0, 1.0), "`k` must be at most sqrt"),
-        ((np.nan, 1.0, 1.0), "`k` must be at most sqrt"),
+        ((np.nan, 1.0, 1.0), "`k` must be finite, got NaN"),
     ],
 )
 def test_impossible_moments_are_refused(arguments, message):
