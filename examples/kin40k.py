@@ -7,8 +7,8 @@
 - a sparse variational Gaussian process of GPJax: RBF kernel, 512 inducing inputs, minibatches;
 - scikit-learn's Nystroem features with ridge regression: RBF kernel, 2,000 landmarks.
 
-Activation, depth, bias variance and alpha of the network, and width and alpha of the ridge, are chosen on 3,000
-training examples (1,000 of them held out); the Gaussian process trains its own. Every method runs in a process of
+Depth, bias variance and alpha of the network, and width and alpha of the ridge, are chosen on 3,000 training
+examples (1,000 of them held out); the Gaussian process trains its own. Every method runs in a process of
 its own, so that peak memory is its own, and is written to the results file when done: an interrupted run goes on.
 """
 
@@ -100,19 +100,18 @@ def best(candidates, fitted, X, y):
 def neural_tangent_kernel(X, y, X_test, y_test):
     import gpntk
 
-    activations = {"ReLU": gpntk.ReLU(), "GELU": gpntk.GELU()}
-
-    def model(activation, depth, bias_variance, alpha, solver):
-        net = gpntk.MLP(depth, activations[activation], weight_variance=2.0, bias_variance=bias_variance)
+    # Smooth activations predict better here, but their kernels are so much closer to singular that conjugate
+    # gradients need many times the iterations.
+    def model(depth, bias_variance, alpha, solver):
+        net = gpntk.MLP(depth, gpntk.ReLU(), weight_variance=2.0, bias_variance=bias_variance)
         return gpntk.NTKRegressor(net, alpha=alpha, dtype="float32", solver=solver)
 
-    # Smaller alphas gain nothing on this table, and need many times the iterations.
-    candidates = itertools.product(activations, (1, 2), (0.3, 1.0, 3.0), (1e-2, 3e-2))
+    candidates = itertools.product((2, 4, 6), (0.03, 0.3), (1e-3, 3e-3, 1e-2, 3e-2))
     start = time.perf_counter()
-    settings = best(candidates, lambda *s: model(*s[:4], "cholesky").fit(*s[4:]), X, y)
+    settings = best(candidates, lambda *s: model(*s[:3], "cholesky").fit(*s[3:]), X, y)
     search = time.perf_counter() - start
-    print("activation, depth, bias variance, alpha:", *settings, file=sys.stderr, flush=True)
-    solver = gpntk.MatrixFree(tolerance=1e-2, progress=True)
+    print("depth, bias variance, alpha:", *settings, file=sys.stderr, flush=True)
+    solver = gpntk.MatrixFree(tolerance=1e-2, rank=1000, progress=True)
     trained = model(*settings, solver).fit(X, y)
     error = rmse(trained.predict(X_test), y_test)
     report = trained.solver_report_
