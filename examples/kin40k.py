@@ -148,7 +148,7 @@ def sparse_variational_process(X, y, X_test, y_test):
         batch_size=256,
         key=jax.random.key(0),
     )
-    parts = [fitted(jnp.asarray(part), covariance="diagonal").mean for part in np.array_split(X_test, 10)]
+    parts = [fitted(jnp.asarray(part)).mean for part in np.array_split(X_test, 10)]
     return {"rmse": rmse(np.concatenate(parts), y_test), "seconds": time.perf_counter() - start}
 
 
