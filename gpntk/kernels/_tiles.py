@@ -119,12 +119,7 @@ def diagonal_blocks(diagonal: Callable, features: Any, grouping: Grouping) -> An
     Returns:
         A pytree of (N,) arrays.
     """
-    tiling = Tiling.of(features, grouping.at_once if isinstance(grouping, PairList) else grouping**2)
-    if tiling.tiles == 1:
-        return diagonal(features)
-    features = tiling.pad(features)
-    parts = jax.lax.map(lambda index: diagonal(tiling.take(features, index)), np.arange(tiling.tiles))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1)[: tiling.size], parts)
+    return _row_blocks(diagonal, features, grouping.at_once if isinstance(grouping, PairList) else grouping**2)
 
 
 def column_blocks(pair: Callable, features1: Any, features2: Any, block_size: int) -> Float[Array, "N1 k"]:
@@ -136,12 +131,18 @@ def column_blocks(pair: Callable, features1: Any, features2: Any, block_size: in
         features2: pytree of arrays with leading axis k.
         block_size: number of inputs on the side of a tile.
     """
-    tiling = Tiling.of(features1, max(1, block_size**2 // n_inputs(features2)))
+    at_once = max(1, block_size**2 // n_inputs(features2))
+    return _row_blocks(lambda part: pair(part, features2), features1, at_once)
+
+
+def _row_blocks(rows: Callable, features: Any, at_once: int) -> Any:
+    """`rows(features)` for so many inputs at a time, where `rows` maps n of them to arrays with leading axis n."""
+    tiling = Tiling.of(features, at_once)
     if tiling.tiles == 1:
-        return pair(features1, features2)
-    features1 = tiling.pad(features1)
-    parts = jax.lax.map(lambda index: pair(tiling.take(features1, index), features2), np.arange(tiling.tiles))
-    return parts.reshape(-1, parts.shape[-1])[: tiling.size]
+        return rows(features)
+    features = tiling.pad(features)
+    parts = jax.lax.map(lambda index: rows(tiling.take(features, index)), np.arange(tiling.tiles))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[: tiling.size], parts)
 
 
 def _listed_pairs(pair: Callable, features1: Any, features2: Any, rows, columns, grouping: PairList) -> Any:
