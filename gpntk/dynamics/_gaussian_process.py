@@ -53,13 +53,15 @@ class MatrixFreePosterior(Posterior):
     train_data: Dataset
     representer_weights: Float[Array, "N 1"]
     _gram: RegularisedGram
+    _precondition: Any  # of all solves; `None` if there is none
     _solver: MatrixFree = eqx.field(static=True)
 
     def __init__(self, model: ConjugateModel, train_data: Dataset, solver: MatrixFree = MatrixFree()):  # noqa: B008
         self._solver = _checks.instance("solver", solver, MatrixFree, "settings such as gpntk.MatrixFree()")
         self._gram, residual = _system(model, train_data, "train_data")
         self.prior, self.likelihood, self.train_data = model.prior, model.likelihood, train_data
-        self.representer_weights, _ = solve(self._gram, residual, solver)
+        self._precondition = None if solver.rank == 0 else self._gram.preconditioner(solver.rank)
+        self.representer_weights, _ = solve(self._gram, residual, solver, self._precondition)
 
     def __call__(
         self, test_inputs: Float[Array, "M D"], *, covariance: Literal["dense", "diagonal"] = "dense"
@@ -70,7 +72,7 @@ class MatrixFreePosterior(Posterior):
         mean = self.prior.mean_function(test_inputs)[:, 0]
         mean += self._gram.operator.cross_product(test_inputs, self.representer_weights[:, 0])
         cross = kernel.cross_covariance(x, test_inputs)
-        solved, _ = solve(self._gram, cross, self._solver)
+        solved, _ = solve(self._gram, cross, self._solver, self._precondition)
         if covariance == "dense":
             values = kernel.gram(test_inputs).as_matrix() - cross.T @ solved
             values = (values + values.T) / 2 + self.prior.jitter * jnp.eye(len(test_inputs))
@@ -137,9 +139,10 @@ def matrix_free_mll(
     signs = jax.random.rademacher(probe_key, (len(residual), probes), residual.dtype)
     # Without a preconditioner for the solves, the trace has one of rank 1: probes keep their meaning.
     precondition: Any = fixed.preconditioner(1 if solver.rank == 0 else solver.rank)
+    for_solves = None if solver.rank == 0 else precondition
     # Probes w with E[w w^T] = B in the approximation of the preconditioner, and what it makes of them.
     forward, backward = precondition.power(signs, -0.5), precondition.power(signs, 0.5)
-    solved, _ = solve(fixed, jnp.concatenate([residual_now, forward], axis=1), solver)
+    solved, _ = solve(fixed, jnp.concatenate([residual_now, forward], axis=1), solver, for_solves)
     weights, images = solved[:, :1], solved[:, 1:]
     traces, coarse = map(
         _require_numbers, _traces_of_logarithm(fixed, precondition, signs, min(steps, len(signs)))

@@ -142,12 +142,18 @@ def working_precision(vectors: Any) -> Float[Array, "..."]:
 # Infinite time
 
 
-def solve(gram: RegularisedGram, rhs: Float[Array, "N m"], settings: MatrixFree):
-    """`B^-1 rhs` and, unless something is traced, a `SolverReport`."""
+def solve(
+    gram: RegularisedGram, rhs: Float[Array, "N m"], settings: MatrixFree, precondition: Callable | None = None
+):
+    """`B^-1 rhs` and, unless something is traced, a `SolverReport`.
+
+    A caller that has `gram.preconditioner(settings.rank)` already can pass it.
+    """
     rhs = working_precision(rhs)
+    if precondition is None:
+        precondition = gram.preconditioner(settings.rank)
     if _checks.is_traced(gram, rhs):
-        return _solve_traced(gram, rhs, settings), None
-    precondition = gram.preconditioner(settings.rank)
+        return _solve_traced(gram, precondition, rhs, settings), None
     parts = [_solve(gram, precondition, part, settings) for part in _groups(rhs, COLUMNS)]
     return jnp.concatenate([solution for solution, _ in parts], axis=1), _together([r for _, r in parts])
 
@@ -197,9 +203,8 @@ def _true_residual(gram, rhs, solution):
     return rhs - gram(solution)
 
 
-def _solve_traced(gram, rhs, settings):
+def _solve_traced(gram, precondition, rhs, settings):
     """The solution as one compiled loop, differentiable in the matrix and the right-hand side."""
-    precondition = gram.preconditioner(settings.rank)
 
     def iterate(product, rhs):
         rhs, norms = normalised(rhs)
