@@ -12,6 +12,7 @@ targets are standardised on the training rows of each split, and only those rows
 - `GaussianProcessRegressor(ConstantKernel * RBF + WhiteKernel, n_restarts_optimizer=3)`: the evidence.
 
 Every finished split is written to the results file at once; a run that was interrupted goes on where it stopped.
+Date and versions are those of its beginning.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     for model, name, split in itertools.product(args.models, args.tables, range(args.splits)):
-        results = json.loads(args.results.read_text()) if args.results.exists() else {}
+        results = json.loads(args.results.read_text()) if args.results.exists() else measure.context()
         done = results.setdefault(model, {}).setdefault(name, {})
         if str(split) in done:
             continue
