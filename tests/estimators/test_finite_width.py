@@ -48,3 +48,22 @@ def test_draws_have_the_predicted_moments(method, y):
     assert np.all(np.abs(flat.mean(1) - mean.ravel()) < 4 * np.sqrt(variance / 4000))
     error = np.sqrt((np.outer(variance, variance) + covariance**2) / 4000)
     assert np.all(np.abs(np.cov(flat) - covariance) < 5 * error)
+
+
+def test_mcmc_at_infinite_width_is_the_gaussian_process():
+    """Without fluctuations of the kernel every draw has the same conditional moments."""
+    model = FiniteWidthRegressor(
+        NET, width=np.inf, noise_variance=0.1, normalize_y=True, method="mcmc", num_warmup=10, num_samples=10
+    ).fit(X, Y)
+    shift, scale = Y.mean(0), Y.std(0)
+    prior = np.asarray(gpntk.nngp_and_ntk(NET, np.concatenate([X, X_TEST]))[0], float)
+    gain = prior[5:, :5] @ np.linalg.inv(prior[:5, :5] + 0.1 * np.eye(5))
+    covariance = prior[5:, 5:] - gain @ prior[:5, 5:]
+    mean, std = model.predict(X_TEST, return_std=True)
+    np.testing.assert_allclose(mean, gain @ ((Y - shift) / scale) * scale + shift, atol=1e-5)
+    np.testing.assert_allclose(std, np.sqrt(np.diagonal(covariance))[:, None] * scale, rtol=1e-5)
+    joint = model.predict(X_TEST, return_cov=True)[1]
+    expected = covariance[:, :, None, None] * np.diag(scale**2)
+    np.testing.assert_allclose(joint, expected, atol=1e-5 * scale.max() ** 2)
+    draws = model.sample_y(X_TEST, n_samples=2000, random_state=0)
+    assert np.all(np.abs(draws.mean(-1) - mean) < 4 * std / 2000**0.5)
