@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -50,6 +49,8 @@ def cross_entropy_coefficients(
 
 @eqx.filter_jit
 def _solve(product, probabilities, weights, alpha, clocks):
+    import diffrax  # here, because it takes a fifth of a second, and nothing else needs it
+
     def velocity(clock, c, arguments):
         product, probabilities, weights, alpha = arguments
         return weights * (probabilities - jax.nn.softmax(product(c))) - alpha * c

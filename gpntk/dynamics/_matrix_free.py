@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
 from gpntk import _checks
@@ -79,7 +78,7 @@ class MatrixFree:
         _checks.integer("max_iterations", self.max_iterations, minimum=1)
         if self.rank is not None:
             _checks.integer("rank", self.rank, minimum=0)
-        _checks.instance("progress", self.progress, bool, "True or False")
+        _checks.boolean("progress", self.progress)
 
 
 class SolverReport(NamedTuple):
@@ -340,6 +339,8 @@ def _largest_norm(residual) -> float:
 
 
 def _warn(report: SolverReport, gram: RegularisedGram, settings: MatrixFree, remedy: str) -> None:
+    from sklearn.exceptions import ConvergenceWarning  # here, because it takes longer to import than our package
+
     warnings.warn(
         f"{report.method} reached a relative residual of {report.residual:.1e} in {report.iterations} iterations, "
         f"which is above the tolerance of {settings.tolerance:g} (Gram matrix: {_described(gram)}). "

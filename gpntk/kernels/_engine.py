@@ -65,7 +65,7 @@ class BlockedComputation(AbstractKernelComputation):
     def __post_init__(self):
         if self.block_size is not None:
             _checks.integer("block_size", self.block_size, minimum=1)
-        _checks.instance("progress", self.progress, bool, "True or False")
+        _checks.boolean("progress", self.progress)
         if self.mesh is not None:
             _checks.instance("mesh", self.mesh, Mesh, "a jax.sharding.Mesh or None")
 

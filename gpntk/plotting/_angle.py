@@ -46,7 +46,7 @@ def plot_against_angle(
         TypeError: for arguments of the wrong kind.
     """
     _checks.instance("kernel", kernel, AbstractKernel, "a GPJax kernel such as gpntk.NTK(gpntk.MLP())")
-    _checks.instance("relative", relative, (bool, np.bool_), "True or False")
+    _checks.boolean("relative", relative)
     first, second = _orthogonal(np.sqrt(2.0) * np.eye(2) if plane is None else plane)
     angles = np.linspace(0.0, 180.0, _checks.integer("points", points, minimum=2))
     cosines, sines = np.cos(np.deg2rad(angles)), np.sin(np.deg2rad(angles))

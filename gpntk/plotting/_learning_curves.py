@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.validation import check_is_fitted
 
 from gpntk import _checks
@@ -53,7 +52,9 @@ def plot_against_time(
     is_classifier = isinstance(model, NTKClassifier)
     name = {True: "accuracy", False: "$R^2$"}[is_classifier] if score is None else "score"
     if score is None:
-        score = accuracy_score if is_classifier else r2_score
+        from sklearn import metrics  # here, because only this needs it
+
+        score = metrics.accuracy_score if is_classifier else metrics.r2_score
     elif not callable(score):
         raise TypeError(f"`score` must be a function of targets and predictions, or None, got {score!r}.")
     check_is_fitted(model)
