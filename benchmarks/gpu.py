@@ -25,7 +25,7 @@ import numpy as np
 
 import gpntk
 import measure
-from gpntk.kernels._engine import checked_features
+from gpntk._features import checked_features
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REPEAT = 5

@@ -125,7 +125,8 @@ def gram(n: int) -> dict[str, float]:
     import jax
 
     import gpntk
-    from gpntk.kernels._engine import _gram, checked_features
+    from gpntk._features import checked_features
+    from gpntk.kernels._engine import _gram
 
     mesh = jax.make_mesh((jax.device_count(),), ("rows",))
     engine = gpntk.BlockedComputation(mesh=mesh)

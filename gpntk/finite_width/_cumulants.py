@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.finite_width._factored import compressed, moved, source_factors
 from gpntk.finite_width._fourth_moments import fourth_moments, to_covariance
 from gpntk.finite_width._pair_maps import Pairing, pair_maps
@@ -29,7 +30,6 @@ from gpntk.finite_width._pairs import (
 )
 from gpntk.finite_width._recursion import Statistics, next_layer
 from gpntk.networks import MLP, NetworkFeatures
-from gpntk.networks._network import network_features
 
 # Five tensors of N^4 numbers and their three sources, in eight replicates, with as much again for temporaries.
 _TENSORS_IN_MEMORY = 8 * 8 * 2
@@ -214,7 +214,7 @@ def _with_layers(layers: list[Cumulants]) -> Cumulants:
 
 def _infinite_width(net: MLP, x: Float[Array, "N D"]) -> tuple[NetworkFeatures, InputFeatures]:
     """Features of the inputs, checked, and statistics of each input at every layer."""
-    features = network_features(net, x)
+    features = checked_features(net, x)
     inputs = _inputs(net, features.embedded.variance)
     check_inputs(net, inputs)
     return features, inputs

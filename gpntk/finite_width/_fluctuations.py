@@ -21,10 +21,10 @@ import numpy as np
 from gpjax.parameters import val
 from jaxtyping import Array, Float
 
+from gpntk._features import checked_features
 from gpntk.finite_width._pair_maps import Derivatives, dual_by_covariances
 from gpntk.finite_width._sobol import sobol_normals
 from gpntk.networks import MLP
-from gpntk.networks._network import network_features
 
 REPLICATES = 4
 _ENTRIES_AT_ONCE = 2**20
@@ -75,7 +75,7 @@ def random_kernel(net: MLP, x: Float[Array, "T D"]) -> RandomKernel:
     Raises:
         ValueError: if Gaussian moments of the activation diverge at these inputs.
     """
-    network_features(net, x)
+    checked_features(net, x)
     weight, bias = network_variances(net, x.dtype)
     kernel = bias + weight * _inputs(net, x)
     layers = []

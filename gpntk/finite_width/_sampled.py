@@ -13,8 +13,8 @@ from jaxtyping import Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.networks import MLP
-from gpntk.networks._network import network_features
 
 _GROUPS = 64
 _NUMBERS_AT_ONCE = 2**25
@@ -97,7 +97,7 @@ def sample_cumulants(
 
 def _infinite_width(net, x):
     # Compiled: JAX mixes up precisions if variances are unwrapped outside of `jit` and later with another one.
-    return _kernels(net, network_features(net, x))
+    return _kernels(net, checked_features(net, x))
 
 
 @eqx.filter_jit

@@ -19,10 +19,10 @@ import numpy as np
 from gpjax.kernels.computations import AbstractKernelComputation
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.kernels._sharding import in_rows, replicated, sharded_cross, sharded_diagonal, sharded_gram
 from gpntk.kernels._tiles import (
     Grouping,
@@ -268,18 +268,6 @@ def _refuse_overflow(matrix, is_finite) -> None:
 @jax.jit
 def _all_finite(values):
     return jnp.isfinite(values).all()
-
-
-def checked_features(kernel: Any, x: Float[Array, "N D"]) -> Any:
-    """The features of a kernel, refused where it cannot use them."""
-    features = _compiled_features(kernel, x)
-    kernel.check_features(features)
-    return features
-
-
-@eqx.filter_jit
-def _compiled_features(kernel, x):
-    return kernel.features(x)
 
 
 @eqx.filter_jit

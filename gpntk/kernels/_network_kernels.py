@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.finite_width._pairs import (
     InputFeatures,
     check_inputs,
@@ -24,7 +25,7 @@ from gpntk.kernels._base import AbstractFeatureKernel
 from gpntk.kernels._engine import BlockedComputation
 from gpntk.kernels._tiles import default_grouping
 from gpntk.networks import MLP, AbstractNetwork, KernelState
-from gpntk.networks._network import NetworkFeatures, network_features, variance_parameter
+from gpntk.networks._network import NetworkFeatures, variance_parameter
 
 # Arrays over pairs of inputs that the recursion at order 1/n holds at a time.
 _ARRAYS_PER_PAIR = 64
@@ -38,6 +39,8 @@ class WidthFeatures(NamedTuple):
 
 
 class AbstractNetworkKernel(AbstractFeatureKernel):
+    """What NNGP and NTK share: all but which of the two kernels of an architecture they select."""
+
     net: AbstractNetwork
     variance: Any | None
     width: float | None = eqx.field(static=True)
@@ -81,9 +84,9 @@ class AbstractNetworkKernel(AbstractFeatureKernel):
 
     def check_features(self, features):
         if self.width is None:
-            self.net.check_moments(features)
+            self.net.check_features(features)
             return
-        self.net.check_moments(features.network)
+        self.net.check_features(features.network)
         check_inputs(self._mlp, features.inputs)
         if not _checks.is_traced(features):
             outputs = features.inputs.layers
@@ -127,6 +130,12 @@ class NNGP(AbstractNetworkKernel):
         active_dims: columns of the inputs that the kernel sees, as for any GPJax kernel.
         n_dims: number of those columns, as for any GPJax kernel.
         compute_engine: how matrices are evaluated.
+
+    Raises:
+        ValueError: for a `variance` that is not positive and a `width` below 1; when evaluated, for inputs that do
+            not fit the architecture or for which Gaussian moments of the activation diverge.
+        TypeError: if `net` is not an architecture (with a `width`, not a multilayer perceptron), and for other
+            arguments of the wrong kind.
     """
 
     def __init__(  # spelled out as in `gpntk.MLP`
@@ -222,9 +231,9 @@ def nngp_and_ntk(
         "compute_engine", compute_engine, BlockedComputation, "an engine such as BlockedComputation()"
     )
     kernel, x1 = _BothKernels(net), _checks.inputs("x1", x1, net.n_features)
-    features1 = network_features(net, x1)
+    features1 = checked_features(net, x1)
     if x2 is None:
         return tuple(compute_engine.gram_of_features(kernel, features1))
     x2 = _checks.inputs("x2", x2, net.n_features)
     _checks.equal_columns(x1=x1, x2=x2)
-    return tuple(compute_engine.cross_of_features(kernel, features1, network_features(net, x2)))
+    return tuple(compute_engine.cross_of_features(kernel, features1, checked_features(net, x2)))

@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.kernels._base import AbstractFeatureKernel, with_features
-from gpntk.kernels._engine import BlockedComputation, checked_features
+from gpntk.kernels._engine import BlockedComputation
 from gpntk.kernels._sharding import sharded_cross_product, sharded_gram_product
 from gpntk.kernels._tiles import (
     column_blocks,

@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.kernels._base import with_features
-from gpntk.kernels._engine import HostBlocks, checked_features
+from gpntk.kernels._engine import HostBlocks
 
 # Inputs of which kernel values tell one kernel from another.
 _PROBES = 8

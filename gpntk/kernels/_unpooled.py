@@ -8,9 +8,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._features import checked_features
 from gpntk.kernels._engine import finite
 from gpntk.networks import AbstractPoolingNetwork
-from gpntk.networks._network import network_features
 
 _MOST_BYTES = 16 * 2**30
 
@@ -47,21 +47,15 @@ def unpooled_kernels(
     """
     _checks.instance("net", net, AbstractPoolingNetwork, "a convolutional architecture such as gpntk.CNN")
     net.check_unpooled()
-    _check_size(net, x1, x1 if x2 is None else x2)
-    features = [
-        network_features(net, _checks.inputs(name, x, net.n_features))
-        for name, x in (("x1", x1), ("x2", x1 if x2 is None else x2))
-    ]
-    return finite(tuple(_unpooled(net, *features)))
+    x1 = _checks.inputs("x1", x1, net.n_features)
+    x2 = x1 if x2 is None else _checks.inputs("x2", x2, net.n_features)
+    _check_size(net, x1, x2)
+    return finite(tuple(_unpooled(net, checked_features(net, x1), checked_features(net, x2))))
 
 
-def _check_size(net, *inputs) -> None:
+def _check_size(net, x1: Float[Array, "N1 D"], x2: Float[Array, "N2 D"]) -> None:
     """Refuse results too large for memory, before anything is computed."""
-    features = [
-        eqx.filter_eval_shape(net.features, _checks.inputs(name, x, net.n_features))
-        for name, x in zip(("x1", "x2"), inputs, strict=True)
-    ]
-    kernels = eqx.filter_eval_shape(_unpooled, net, *features)
+    kernels = eqx.filter_eval_shape(lambda: _unpooled(net, net.features(x1), net.features(x2)))
     needed = sum(math.prod(kernel.shape) * kernel.dtype.itemsize for kernel in kernels)
     if needed > _MOST_BYTES:
         raise ValueError(

@@ -164,7 +164,7 @@ class AbstractNetwork(eqx.Module):
         del group
         return False
 
-    def check_moments(self, features: NetworkFeatures) -> None:
+    def check_features(self, features: NetworkFeatures) -> None:
         """Refuse inputs for which a Gaussian moment of the activation diverges.
 
         Warns where the moments of an activation without closed form are not accurate.
@@ -329,18 +329,6 @@ def propagate(layers, nngp: Float[Array, "..."], features1, features2) -> Kernel
     for layer, layer_features1, layer_features2 in zip(layers, features1, features2, strict=True):
         state = layer.propagate(state, layer_features1, layer_features2)
     return state
-
-
-def network_features(net: AbstractNetwork, x: Float[Array, "N D"]) -> NetworkFeatures:
-    """The compiled features of checked inputs, refused where a Gaussian moment of the activation diverges."""
-    features = _compiled_features(net, x)
-    net.check_moments(features)
-    return features
-
-
-@eqx.filter_jit
-def _compiled_features(net, x):
-    return net.features(x)
 
 
 def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:

@@ -215,8 +215,8 @@ class SphericalCNN(AbstractPoolingNetwork):
         x = _checks.inputs("x", x, self.n_features)
         return diagonal_error(self, self.features(x))
 
-    def check_moments(self, features):
-        super().check_moments(features)
+    def check_features(self, features):
+        super().check_features(features)
         if not self._chosen or _checks.is_traced(self, features):
             return
         # The order was chosen for signals of mean square 1. Smaller ones need no more, larger ones may.

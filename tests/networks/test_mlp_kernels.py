@@ -228,6 +228,6 @@ def test_inaccurate_series_warn(activation, scale, warns):
     net = gpntk.MLP(2, activation, 1.0)
     if warns:
         with pytest.warns(UserWarning, match="series that is not accurate at these inputs"):
-            net.check_moments(net.features(x))
+            net.check_features(net.features(x))
     else:  # and any warning would be an error
-        net.check_moments(net.features(x))
+        net.check_features(net.features(x))

@@ -870,7 +870,6 @@ INTERFACE = {
     "arguments",
     "arrange",
     "check_features",
-    "check_moments",
     "check_parameters",
     "check_unpooled",
     "columns",
