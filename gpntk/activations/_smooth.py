@@ -93,7 +93,7 @@ class GELU(AbstractActivation):
         # (q1 q2 - k^2 + k^2 (p1 + p2)) / (q1 q2). In this order nothing overflows or underflows on the way.
         spread = one_minus_square(rho) + rho * rho * (p1 + p2)
         curved = (lost1 / root1) * (density * spread) * (lost2 / root2)
-        slope = 2.0 * (p1 + p2) - 1.0 + lost1 * lost2 * spread / determinant
+        slope = p1 + p2 + p1 * (p2 / determinant)
         return curved + covariance * quadrant, quadrant + sine * density * slope
 
 
@@ -102,7 +102,9 @@ class _AbstractSinusoid(AbstractActivation):
 
     $$E[\sigma\sigma] = \tfrac{a^2}{2}\left[e^{-b^2(q_1+q_2-2k)/2} - \cos(2c)\,e^{-b^2(q_1+q_2+2k)/2}\right],$$
 
-    the real part of Gaussian characteristic functions; the dual derivative is its derivative in $k$.
+    the real part of Gaussian characteristic functions; the dual derivative is its derivative in $k$. What is even
+    in $k$, the part of $\cos$, and what is odd, that of $\sin$, are computed apart: at small variances the
+    difference of the two exponentials has lost its digits.
     """
 
     @property
@@ -124,9 +126,12 @@ class _AbstractSinusoid(AbstractActivation):
         gap, mean, product = 0.5 * (scale1 - scale2) ** 2, 0.5 * (variance1 + variance2), scale1 * scale2
         difference = derive_from(gap + product * snap(1.0 - rho), mean - covariance)
         total = derive_from(gap + product * snap(1.0 + rho), mean + covariance)
-        near = 0.5 * amplitude**2 * jnp.exp(-(frequency**2) * difference)
-        far = 0.5 * amplitude**2 * math.cos(2.0 * phase) * jnp.exp(-(frequency**2) * total)
-        return near - far, frequency**2 * (near + far)
+        near, far = jnp.exp(-(frequency**2) * difference), jnp.exp(-(frequency**2) * total)
+        sign = jnp.where(covariance < 0, -1.0, 1.0)
+        even = 0.5 * (near + far)
+        odd = -0.5 * sign * jnp.where(sign < 0, far, near) * jnp.expm1(-2.0 * frequency**2 * sign * covariance)
+        sine, cosine = (amplitude * math.sin(phase)) ** 2, (amplitude * math.cos(phase)) ** 2
+        return sine * even + cosine * odd, frequency**2 * (cosine * even + sine * odd)
 
 
 class Sin(_AbstractSinusoid):

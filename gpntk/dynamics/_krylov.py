@@ -65,12 +65,15 @@ def preconditioner(
     factor = pivoted_cholesky(columns, diagonal, rank)
     values, vectors = jnp.linalg.eigh(_matmul(factor.T, factor))
     # Directions that the factor does not resolve would not come out orthonormal: they are left to the rest.
-    kept = values > jnp.finfo(values.dtype).eps * rank * values[-1]
+    resolved = jnp.finfo(values.dtype).eps * rank * values[-1]
+    kept = values > resolved
     directions = _matmul(factor, vectors / jnp.sqrt(jnp.where(kept, values, 1.0))) * kept
     # A matrix of zeros has none.
     smallest = jnp.where(jnp.any(kept), jnp.min(jnp.where(kept, values, jnp.inf)), 0.0)
     # The trace of what is left bounds its eigenvalues: an exhausted matrix has nothing beyond what was seen.
     smallest = jnp.minimum(smallest, jnp.sum(jnp.maximum(diagonal - jnp.sum(factor**2, axis=1), 0.0)))
+    # Nor is it smaller than what can be resolved: the inverse would amplify rounding errors of the projection.
+    smallest = jnp.maximum(smallest, resolved)
     rest = 1.0 / (smallest + alpha)
     return Preconditioner(directions, jnp.where(kept, 1.0 / (jnp.where(kept, values, 1.0) + alpha), 0.0), rest)
 

@@ -128,6 +128,15 @@ class AbstractNTKEstimator(AbstractNetworkEstimator):
             return np.asarray(spread(X, time))
 
 
+def location_and_scale(y: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each target, (n_outputs,) or (); the scale of a constant one is 1."""
+    mean = np.average(y, axis=0, weights=weights)
+    scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=weights))
+    seen = y if weights is None else y[weights > 0]
+    # Rounding can leave a deviation from the mean of equal numbers.
+    return mean, np.where(np.ptp(seen, axis=0) > 0, scale, 1.0)
+
+
 def default_network() -> MLP:
     """The network that `None` stands for."""
     # With biases: without them a ReLU network is homogeneous, f(c x) = c f(x), and zero at the mean of the data.

@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpntk import _checks, models
-from gpntk.estimators._base import AbstractNetworkEstimator, default_network
+from gpntk.estimators._base import AbstractNetworkEstimator, default_network, location_and_scale
 from gpntk.finite_width import FiniteWidthPosterior, finite_width_posterior
 from gpntk.networks import MLP
 
@@ -106,8 +106,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         y = _checks.real_array("y", y, float)
         self._y_mean, self._y_scale = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
         if self.normalize_y:
-            self._y_mean, scale = y.mean(axis=0), y.std(axis=0)
-            self._y_scale = np.where(scale > 0, scale, 1.0)
+            self._y_mean, self._y_scale = location_and_scale(y)
         self._X, self._y = X, (y - self._y_mean) / self._y_scale
         if self.method == "closed_form":
             posterior = self._closed_form(None, return_cov=False)

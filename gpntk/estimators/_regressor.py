@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 
 from gpntk import _checks
 from gpntk.dynamics import MatrixFree
-from gpntk.estimators._base import AbstractNTKEstimator
+from gpntk.estimators._base import AbstractNTKEstimator, location_and_scale
 from gpntk.networks import AbstractNetwork
 
 
@@ -94,9 +94,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         y = _checks.real_array("y", y, self.dtype)
         self._y_mean, self._y_scale = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
         if self.normalize_y:
-            self._y_mean = np.average(y, axis=0, weights=sample_weight)
-            scale = np.sqrt(np.average((y - self._y_mean) ** 2, axis=0, weights=sample_weight))
-            self._y_scale = np.where(scale > 0, scale, 1.0)
+            self._y_mean, self._y_scale = location_and_scale(y, sample_weight)
         self._train(X, (y - self._y_mean) / self._y_scale, sample_weight)
         return self
 

@@ -232,6 +232,32 @@ def test_gelu_at_huge_variance_is_relu():
     np.testing.assert_allclose(gpntk.GELU().dual(-0.5 * q, q, q), gpntk.ReLU().dual(-0.5 * q, q, q), rtol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_slope_of_gelu_at_huge_variance_is_that_of_relu(dtype):
+    """For almost opposite inputs too, whose correlation is rounded and whose slope nearly vanishes."""
+    rng = np.random.default_rng(0)
+    q1, q2 = 10 ** rng.uniform(*({np.float32: (10, 36), np.float64: (20, 300)}[dtype]), size=(2, 200))
+    k = rng.choice([-1.0, 0.3, 1.0], 200) * np.sqrt(q1) * np.sqrt(q2)
+    k, q1, q2 = (a.astype(dtype) for a in (k, q1, q2))
+    with jax.enable_x64(dtype == np.float64):
+        slope, limit = (activation.dual_derivative(k, q1, q2) for activation in (gpntk.GELU(), gpntk.ReLU()))
+    # It approaches the limit like q^(-1/2).
+    np.testing.assert_allclose(slope, limit, atol=np.finfo(dtype).eps ** 0.5 / 8)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e-8), (np.float64, 1e-16)])
+def test_sines_of_small_variance_keep_relative_accuracy(dtype, size):
+    """sin(x) = x for small x: the moments of it are those of the identity."""
+    k, q1, q2 = (dtype(size * number) for number in (-0.5, 1.0, 0.7))
+    with jax.enable_x64(dtype == np.float64):
+        moments = [
+            gpntk.Sin().dual(k, q1, q2),
+            gpntk.Sin().dual(-k, q1, q2),
+            -gpntk.Cos().dual_derivative(k, q1, q2),
+        ]
+    np.testing.assert_allclose(np.array(moments) / k, [1.0, -1.0, -1.0], rtol=4 * np.finfo(dtype).eps)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("k", [10, 40, 90])
 def test_hermite_dual_is_a_power_at_unit_variance(k):

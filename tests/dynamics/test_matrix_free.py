@@ -95,6 +95,16 @@ def test_the_preconditioner_saves_iterations():
     assert counts[2] <= 3  # at full rank it is the inverse
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("alpha", [0.0, 1e-7])
+def test_few_inputs_without_regularisation(alpha, dtype):
+    """The preconditioner has full rank then, and nothing is left of the matrix but rounding errors."""
+    kernel, x = NTK(MLP()), RNG.normal(size=(60, 8)).astype(dtype)
+    stored, free = (GradientFlow(kernel, None, x, Y[:60], alpha=alpha, solver=s) for s in ("eigh", MatrixFree()))
+    close(free.dual_coefficients(np.inf), stored.dual_coefficients(np.inf), 1e-3)
+    assert free.solver_report.iterations <= 10
+
+
 def test_pivoted_cholesky_and_its_inverse():
     half = RNG.normal(size=(30, 30))
     matrix = jnp.asarray(half @ np.diag(np.geomspace(1, 1e-6, 30)) @ half.T)

@@ -67,3 +67,13 @@ def test_mcmc_at_infinite_width_is_the_gaussian_process():
     np.testing.assert_allclose(joint, expected, atol=1e-5 * scale.max() ** 2)
     draws = model.sample_y(X_TEST, n_samples=2000, random_state=0)
     assert np.all(np.abs(draws.mean(-1) - mean) < 4 * std / 2000**0.5)
+
+
+def test_constant_targets_have_unit_scale():
+    """The mean of equal numbers may differ from them by rounding, which is no scale."""
+    options = {"width": np.inf, "n_points": 16}
+    constant = FiniteWidthRegressor(NET, normalize_y=True, **options).fit(X[:3], np.full(3, 0.1))
+    mean, std = constant.predict(X, return_std=True)
+    np.testing.assert_allclose(mean, 0.1)
+    zeros = FiniteWidthRegressor(NET, **options).fit(X[:3], np.zeros(3))
+    np.testing.assert_allclose(std, zeros.predict(X, return_std=True)[1])
