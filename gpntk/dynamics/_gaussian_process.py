@@ -1,5 +1,6 @@
 """Models of GPJax without the Gram matrix: predictions and the marginal likelihood by iterative solvers."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -53,15 +54,15 @@ class MatrixFreePosterior(Posterior):
     train_data: Dataset
     representer_weights: Float[Array, "N 1"]
     _gram: RegularisedGram
-    _precondition: Any  # of all solves; `None` if there is none
+    _precondition: Callable  # of all solves
     _solver: MatrixFree = eqx.field(static=True)
 
     def __init__(self, model: ConjugateModel, train_data: Dataset, solver: MatrixFree = MatrixFree()):  # noqa: B008
         self._solver = _checks.instance("solver", solver, MatrixFree, "settings such as gpntk.MatrixFree()")
         self._gram, residual = _system(model, train_data, "train_data")
         self.prior, self.likelihood, self.train_data = model.prior, model.likelihood, train_data
-        self._precondition = None if solver.rank == 0 else self._gram.preconditioner(solver.rank)
-        self.representer_weights, _ = solve(self._gram, residual, solver, self._precondition)
+        self._precondition = self._gram.preconditioner(solver.rank)
+        self.representer_weights, _ = solve(self._gram, self._precondition, residual, solver)
 
     def __call__(
         self, test_inputs: Float[Array, "M D"], *, covariance: Literal["dense", "diagonal"] = "dense"
@@ -72,7 +73,7 @@ class MatrixFreePosterior(Posterior):
         mean = self.prior.mean_function(test_inputs)[:, 0]
         mean += self._gram.operator.cross_product(test_inputs, self.representer_weights[:, 0])
         cross = kernel.cross_covariance(x, test_inputs)
-        solved, _ = solve(self._gram, cross, self._solver, self._precondition)
+        solved, _ = solve(self._gram, self._precondition, cross, self._solver)
         if covariance == "dense":
             values = kernel.gram(test_inputs).as_matrix() - cross.T @ solved
             values = (values + values.T) / 2 + self.prior.jitter * jnp.eye(len(test_inputs))
@@ -139,10 +140,10 @@ def matrix_free_mll(
     signs = jax.random.rademacher(probe_key, (len(residual), probes), residual.dtype)
     # Without a preconditioner for the solves, the trace has one of rank 1: probes keep their meaning.
     precondition: Any = fixed.preconditioner(1 if solver.rank == 0 else solver.rank)
-    for_solves = None if solver.rank == 0 else precondition
+    for_solves = fixed.preconditioner(0) if solver.rank == 0 else precondition
     # Probes w with E[w w^T] = B in the approximation of the preconditioner, and what it makes of them.
     forward, backward = precondition.power(signs, -0.5), precondition.power(signs, 0.5)
-    solved, _ = solve(fixed, jnp.concatenate([residual_now, forward], axis=1), solver, for_solves)
+    solved, _ = solve(fixed, for_solves, jnp.concatenate([residual_now, forward], axis=1), solver)
     weights, images = solved[:, :1], solved[:, 1:]
     traces, coarse = map(
         _require_numbers, _traces_of_logarithm(fixed, precondition, signs, min(steps, len(signs)))

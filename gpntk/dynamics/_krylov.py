@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gpntk.dynamics._spectral import matmul
+
 # Preconditioner
 
 
@@ -37,7 +39,7 @@ class Preconditioner(NamedTuple):
         rest = self.rest**exponent
         # What is not resolved has a value of zero in `inverse`, and no direction.
         values = jnp.where(self.inverse > 0, self.inverse, self.rest) ** exponent - rest
-        seen = _matmul(self.directions, values[:, None] * _matmul(self.directions.T, low))
+        seen = matmul(self.directions, values[:, None] * matmul(self.directions.T, low))
         return rest.astype(vectors.dtype) * vectors + seen.astype(vectors.dtype)
 
     def log_determinant(self) -> Float[Array, ""]:
@@ -63,11 +65,11 @@ def preconditioner(
         rank: number of columns of the factor, at least 1.
     """
     factor = pivoted_cholesky(columns, diagonal, rank)
-    values, vectors = jnp.linalg.eigh(_matmul(factor.T, factor))
+    values, vectors = jnp.linalg.eigh(matmul(factor.T, factor))
     # Directions that the factor does not resolve would not come out orthonormal: they are left to the rest.
     resolved = jnp.finfo(values.dtype).eps * rank * values[-1]
     kept = values > resolved
-    directions = _matmul(factor, vectors / jnp.sqrt(jnp.where(kept, values, 1.0))) * kept
+    directions = matmul(factor, vectors / jnp.sqrt(jnp.where(kept, values, 1.0))) * kept
     # A matrix of zeros has none.
     smallest = jnp.where(jnp.any(kept), jnp.min(jnp.where(kept, values, jnp.inf)), 0.0)
     # The trace of what is left bounds its eigenvalues: an exhausted matrix has nothing beyond what was seen.
@@ -91,7 +93,7 @@ def pivoted_cholesky(
     def add(step, state):
         factor, left = state
         pivot = jnp.argmax(left)
-        column = columns(pivot[None])[:, 0] - _matmul(factor, factor[pivot])
+        column = columns(pivot[None])[:, 0] - matmul(factor, factor[pivot])
         column = jnp.where(left[pivot] > smallest, column / jnp.sqrt(jnp.maximum(left[pivot], smallest)), 0.0)
         # The pivot itself is done with, whatever rounding leaves of it.
         left = jnp.maximum(left - column**2, 0.0).at[pivot].set(0.0)
@@ -262,7 +264,3 @@ def normalised(columns: Float[Array, "N m"]) -> tuple[Float[Array, "N m"], Float
     """Columns of unit norm, and the norms they had; columns of zeros stay what they are."""
     norms = column_norms(columns)
     return columns / jnp.where(norms > 0, norms, 1.0), norms
-
-
-def _matmul(a, b):
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

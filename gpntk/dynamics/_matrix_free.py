@@ -59,6 +59,7 @@ class MatrixFree:
 
     Raises:
         ValueError: naming the argument, what is allowed and what was given.
+        TypeError: for arguments of the wrong kind.
 
     >>> import gpntk, numpy as np
     >>> X = np.random.default_rng(0).normal(size=(300, 3))
@@ -114,7 +115,7 @@ class RegularisedGram(eqx.Module):
         # What it costs should grow like what it saves.
         rank = min(size, min(max(256, size // 50), 1024) if rank is None else rank)
         if rank == 0:
-            return _identity
+            return jax.tree_util.Partial(_identity)  # a pytree, as preconditioners are
         return _preconditioner(jax.lax.stop_gradient(self), rank)
 
 
@@ -141,16 +142,9 @@ def working_precision(vectors: Any) -> Float[Array, "..."]:
 # Infinite time
 
 
-def solve(
-    gram: RegularisedGram, rhs: Float[Array, "N m"], settings: MatrixFree, precondition: Callable | None = None
-):
-    """`B^-1 rhs` and, unless something is traced, a `SolverReport`.
-
-    A caller that has `gram.preconditioner(settings.rank)` already can pass it.
-    """
+def solve(gram: RegularisedGram, precondition: Callable, rhs: Float[Array, "N m"], settings: MatrixFree):
+    """`B^-1 rhs` and, unless something is traced, a `SolverReport`."""
     rhs = working_precision(rhs)
-    if precondition is None:
-        precondition = gram.preconditioner(settings.rank)
     if _checks.is_traced(gram, rhs):
         return _solve_traced(gram, precondition, rhs, settings), None
     parts = [_solve(gram, precondition, part, settings) for part in _groups(rhs, COLUMNS)]

@@ -70,7 +70,7 @@ def matrix_function(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(response, matrix, eigenvalues, eigenvectors, clock, rhs):
-    return _matmul(eigenvectors, response.value(eigenvalues, clock)[:, None] * _matmul(eigenvectors.T, rhs))
+    return matmul(eigenvectors, response.value(eigenvalues, clock)[:, None] * matmul(eigenvectors.T, rhs))
 
 
 @_apply.defjvp
@@ -78,14 +78,14 @@ def _apply_jvp(response, primals, tangents):
     _, eigenvalues, eigenvectors, clock, rhs = primals
     matrix_dot, _, _, clock_dot, rhs_dot = tangents
     eigenvalues, eigenvectors = _once(eigenvalues), _once(eigenvectors)
-    projected = _matmul(eigenvectors.T, rhs)
+    projected = matmul(eigenvectors.T, rhs)
     values, values_dot = jax.jvp(lambda c: response.value(eigenvalues, c), (clock,), (clock_dot,))
-    rotated = _matmul(eigenvectors.T, _matmul(matrix_dot, eigenvectors))
-    through_matrix = _matmul(divided_difference(response, eigenvalues, clock) * rotated, projected)
+    rotated = matmul(eigenvectors.T, matmul(matrix_dot, eigenvectors))
+    through_matrix = matmul(divided_difference(response, eigenvalues, clock) * rotated, projected)
     inner_dot = (
-        through_matrix + values_dot[:, None] * projected + values[:, None] * _matmul(eigenvectors.T, rhs_dot)
+        through_matrix + values_dot[:, None] * projected + values[:, None] * matmul(eigenvectors.T, rhs_dot)
     )
-    return _matmul(eigenvectors, values[:, None] * projected), _matmul(eigenvectors, inner_dot)
+    return matmul(eigenvectors, values[:, None] * projected), matmul(eigenvectors, inner_dot)
 
 
 def divided_difference(response: Response, eigenvalues: Float[Array, " N"], clock: Any) -> Float[Array, "N N"]:
@@ -102,4 +102,4 @@ def divided_difference(response: Response, eigenvalues: Float[Array, " N"], cloc
     return jnp.where(close, slope, (values[:, None] - values) / jnp.where(close, 1.0, difference))
 
 
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

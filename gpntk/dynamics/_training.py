@@ -16,7 +16,28 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk.dynamics._arguments import (
+    check_probabilities,
+    checked_parameter,
+    checked_solver,
+    checked_steps,
+    checked_targets,
+    checked_time_vector,
+    checked_weights,
+)
 from gpntk.dynamics._cross_entropy import cross_entropy_coefficients
+from gpntk.dynamics._dense import (
+    all_finite,
+    factorise,
+    products,
+    propagated,
+    quadratic,
+    responded,
+    smallest_pivot,
+    solved,
+    spread_in_eigenbasis,
+    weighted,
+)
 from gpntk.dynamics._matrix_free import (
     COLUMNS,
     MatrixFree,
@@ -27,10 +48,8 @@ from gpntk.dynamics._matrix_free import (
     solve,
 )
 from gpntk.dynamics._responses import DESCENT, FLOW, Response, Steps
-from gpntk.dynamics._spectral import Eigensystem, eigensystem, matrix_function
+from gpntk.dynamics._spectral import Eigensystem, eigensystem, matmul
 from gpntk.kernels import NNGP, NTK, GramOperator, nngp_and_ntk
-
-SOLVERS = ("auto", "cholesky", "eigh", "matrix_free")
 
 # The largest Gram matrix that `solver="auto"` stores, in bytes. About three times as much is held while it is
 # factorised, which fits into the 8 GiB of a small machine. Up to there a factorisation is faster than iterations.
@@ -50,12 +69,12 @@ class AbstractKernelTraining(abc.ABC):
         kernel = "a GPJax kernel such as gpntk.NTK(gpntk.MLP())"
         self.ntk = _checks.instance("ntk", ntk, AbstractKernel, kernel)
         self.nngp = None if nngp is None else _checks.instance("nngp", nngp, AbstractKernel, f"{kernel} or None")
-        self.learning_rate = _parameter("learning_rate", learning_rate, strict=True)
-        self.alpha = _parameter("alpha", alpha)
+        self.learning_rate = checked_parameter("learning_rate", learning_rate, strict=True)
+        self.alpha = checked_parameter("alpha", alpha)
         self.reduction = _checks.option("reduction", reduction, ("sum", "mean"))
         self.solver = checked_solver(solver)
         self.X = _at_once(lambda: _checks.inputs("X", X), X)
-        self.y = _targets(y, self.X)
+        self.y = checked_targets(y, self.X)
         weights = checked_weights(sample_weight, self.X)
         self._total_weight = weights.sum() if reduction == "mean" else 1
         if not _checks.is_traced(weights) and not weights.all():
@@ -83,7 +102,7 @@ class AbstractKernelTraining(abc.ABC):
     # What the public methods of subclasses share
 
     def _mean(self, X_test, time):
-        times = _times(time, self.X.dtype)
+        times = checked_time_vector(time, self.X.dtype)
         X_test = self._test_inputs(X_test)
         coefficients = self._coefficients(times)
         columns = jnp.moveaxis(coefficients, 1, 0).reshape(len(self.X), -1)
@@ -93,7 +112,7 @@ class AbstractKernelTraining(abc.ABC):
 
     def _covariance(self, X_test, time, diagonal):
         self._prior()
-        times = _times(time, self.X.dtype)
+        times = checked_time_vector(time, self.X.dtype)
         X_test = self._test_inputs(X_test)
         # Variances of some test inputs do not need the others: no more of them at once than there are rows.
         size = len(self.X) if self._iterative is None else max(1, COLUMNS // len(times))
@@ -110,7 +129,7 @@ class AbstractKernelTraining(abc.ABC):
             system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
             rotated = self._cached("rotated_prior", self._rotated_prior)
             weights = self._root_weights
-            return _spread_in_eigenbasis(
+            return spread_in_eigenbasis(
                 self._response, system, clock, rotated, weights, prior, prior_cross, cross, diagonal
             )
         # One time after the other, where none gains from the others: each needs a matrix as large as `cross`.
@@ -119,7 +138,7 @@ class AbstractKernelTraining(abc.ABC):
         for group in groups:
             responses = self._respond(group, cross.T)
             images = self._prior_product(responses)
-            values.append(_propagated(prior, images, prior_cross, responses, diagonal))
+            values.append(propagated(prior, images, prior_cross, responses, diagonal))
         return jnp.concatenate(values)
 
     def dual_coefficients(self, time: float | Float[ArrayLike, " T"]) -> Float[Array, "..."]:
@@ -127,7 +146,7 @@ class AbstractKernelTraining(abc.ABC):
 
         They have the shape of the targets, without rows of weight zero; a vector of T times adds a leading axis.
         """
-        coefficients = self._coefficients(_times(time, self.X.dtype))
+        coefficients = self._coefficients(checked_time_vector(time, self.X.dtype))
         return coefficients.reshape(*np.shape(time), *self.y.shape)
 
     def _coefficients(self, times: Float[Array, " T"]) -> Float[Array, "T N q"]:
@@ -148,10 +167,10 @@ class AbstractKernelTraining(abc.ABC):
         if self._iterative is not None:
             return self._respond_iteratively(times, rhs, self._iterative)
         if self._by_cholesky(times):
-            return _solved(self._cached("cholesky", self._cholesky), self._root_weights, rhs, len(times))
+            return solved(self._cached("cholesky", self._cholesky), self._root_weights, rhs, len(times))
         clock = self._clock(times)
         system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
-        return _responded(self._response, system, clock, self._root_weights, rhs)
+        return responded(self._response, system, clock, self._root_weights, rhs)
 
     def _respond_iteratively(self, times, rhs, settings: MatrixFree):
         gram = self._regularised_gram()
@@ -160,7 +179,8 @@ class AbstractKernelTraining(abc.ABC):
         limit: Any = None
         finite, reports = iter(()), []
         if at_infinity.any():
-            limit, report = solve(gram, rhs, settings)
+            precondition = self._cached("preconditioner", lambda: gram.preconditioner(settings.rank))
+            limit, report = solve(gram, precondition, rhs, settings)
             reports.append(report)
         if not at_infinity.all():
             clock = self._clock(times[~at_infinity])
@@ -184,11 +204,11 @@ class AbstractKernelTraining(abc.ABC):
     # Factorisations
 
     def _eigensystem(self) -> Eigensystem:
-        return eigensystem(_weighted(self._gram(), self._root_weights, self.alpha))
+        return eigensystem(weighted(self._gram(), self._root_weights, self.alpha))
 
     def _cholesky(self) -> Float[Array, "N N"]:
-        factor = _factorise(self._gram(), self._root_weights, self.alpha)
-        pivot = _smallest_pivot(factor, self._gram(), self._root_weights, self.alpha)
+        factor = factorise(self._gram(), self._root_weights, self.alpha)
+        pivot = smallest_pivot(factor, self._gram(), self._root_weights, self.alpha)
         # Each pivot is what is left of a variance given the inputs before, as a fraction of that variance. Its
         # rounding error grows like the root of the number of subtractions.
         limit = float(jnp.finfo(factor.dtype).eps) * len(factor) ** 0.5
@@ -200,7 +220,7 @@ class AbstractKernelTraining(abc.ABC):
 
     def _rotated_prior(self) -> Float[Array, "N N"]:
         vectors = self._root_weights * self._cached("eigensystem", self._eigensystem).eigenvectors
-        return _quadratic(self._cached("prior_gram", self._prior_gram), vectors)
+        return quadratic(self._cached("prior_gram", self._prior_gram), vectors)
 
     def _resolved(self, system: Eigensystem, clock) -> Eigensystem:
         """The eigensystem, if rounding errors in its eigenvalues do not matter at this clock."""
@@ -261,7 +281,7 @@ class AbstractKernelTraining(abc.ABC):
     def _training_gram(self):
         gram = self._cast(self.ntk.gram(self.X).as_matrix())
         message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
-        return _require(_all_finite(gram), gram, message)
+        return _require(all_finite(gram), gram, message)
 
     def _prior(self) -> AbstractKernel:
         if self.nngp is None:
@@ -274,7 +294,7 @@ class AbstractKernelTraining(abc.ABC):
     def _prior_product(self, vectors: Float[Array, "T N M"]) -> Float[Array, "T N M"]:
         """The prior's Gram matrix times vectors."""
         if self._iterative is None:
-            return _products(self._cached("prior_gram", self._prior_gram), vectors)
+            return products(self._cached("prior_gram", self._prior_gram), vectors)
         columns = jnp.moveaxis(vectors, 1, 0).reshape(len(self.X), -1)
         operator = self._cached("prior_operator", lambda: GramOperator(self._prior(), self.X))
         images = self._cast(operator @ columns).reshape(len(self.X), len(vectors), -1)
@@ -349,7 +369,7 @@ class GradientFlow(AbstractKernelTraining):
         ConvergenceWarning: scikit-learn's, if an iterative solver does not reach its tolerance.
 
     Attributes:
-        solver_report: what the iterative solver did for the mean, a `SolverReport`; `None` for the others.
+        solver_report: what the iterative solver did last, a `SolverReport`; `None` for the others.
 
     >>> import gpntk, numpy as np
     >>> net = gpntk.MLP(depth=1, bias_variance=0.1)
@@ -377,7 +397,7 @@ class GradientFlow(AbstractKernelTraining):
         self.loss = _checks.option("loss", loss, ("squared", "cross_entropy"))
         super().__init__(ntk, nngp, X, y, learning_rate, alpha, reduction, sample_weight, solver)
         if loss == "cross_entropy":
-            _check_probabilities(self.y)
+            check_probabilities(self.y)
 
     def mean(self, X_test: Float[ArrayLike, "M D"], time: float | Float[ArrayLike, " T"]) -> Float[Array, "..."]:
         """Mean output at a training time, or at each of a vector of times.
@@ -421,7 +441,7 @@ class GradientFlow(AbstractKernelTraining):
     def _coefficients(self, times):
         if self.loss == "squared":
             return super()._coefficients(times)
-        product = self._operator().__matmul__ if self._iterative else jax.tree_util.Partial(_matmul, self._gram())
+        product = self._operator().__matmul__ if self._iterative else jax.tree_util.Partial(matmul, self._gram())
         alpha = jnp.asarray(self.alpha, self.X.dtype)
         return cross_entropy_coefficients(product, self.y, self._root_weights**2, alpha, self._clock(times))
 
@@ -465,19 +485,19 @@ class GradientDescent(AbstractKernelTraining):
 
     def mean(self, X_test: Float[ArrayLike, "M D"], steps: int | Float[ArrayLike, " T"]) -> Float[Array, "..."]:
         """Mean output after a number of steps, or after each of a vector of numbers; see `GradientFlow.mean`."""
-        return self._mean(X_test, _whole(steps))
+        return self._mean(X_test, checked_steps(steps))
 
     def covariance(
         self, X_test: Float[ArrayLike, "M D"], steps: int | Float[ArrayLike, " T"]
     ) -> Float[Array, "*T M M"]:
         """Covariance of the outputs over initialisations; see `GradientFlow.covariance`."""
-        return self._covariance(X_test, _whole(steps), diagonal=False)
+        return self._covariance(X_test, checked_steps(steps), diagonal=False)
 
     def variance(
         self, X_test: Float[ArrayLike, "M D"], steps: int | Float[ArrayLike, " T"]
     ) -> Float[Array, "*T M"]:
         """The diagonal of `covariance`; see `GradientFlow.variance`."""
-        return self._covariance(X_test, _whole(steps), diagonal=True)
+        return self._covariance(X_test, checked_steps(steps), diagonal=True)
 
     def _clock(self, times):
         limit = self.max_learning_rate()
@@ -489,91 +509,6 @@ class GradientDescent(AbstractKernelTraining):
             f"Gradient descent diverges: `learning_rate` must be below max_learning_rate(){figures}.",
         )
         return Steps(jnp.asarray(times), jnp.broadcast_to(rate, times.shape))
-
-
-# Pure functions on arrays
-
-
-@jax.jit
-def _weighted(gram, root_weights, alpha):
-    return root_weights * gram * root_weights.T + jnp.diag(jnp.broadcast_to(alpha, len(gram)).astype(gram.dtype))
-
-
-@jax.jit
-def _factorise(gram, root_weights, alpha):
-    """The upper Cholesky factor R of `B = R^T R`."""
-    matrix = _weighted(gram, root_weights, alpha)  # in this very function, which may then overwrite it
-    # LAPACK stores columns and JAX rows: with both transposes written here, XLA copies nothing to reorder it.
-    return jax.lax.linalg.cholesky(matrix.T, symmetrize_input=False).T
-
-
-@jax.jit
-def _smallest_pivot(factor, gram, root_weights, alpha):
-    """The smallest pivot of the factorisation of B relative to the diagonal of B."""
-    diagonal = root_weights[:, 0] ** 2 * jnp.diagonal(gram) + alpha
-    return jnp.min(jnp.diagonal(factor) ** 2 / diagonal)
-
-
-@jax.jit
-def _all_finite(values):
-    return jnp.isfinite(values).all()
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _solved(factor, root_weights, rhs, copies: int):
-    """`S B^-1 S rhs` from the upper Cholesky factor of B, as many times as there are infinite times."""
-    solution = root_weights * jax.scipy.linalg.cho_solve((factor.T, True), root_weights * rhs)
-    return jnp.broadcast_to(solution, (copies, *solution.shape))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _responded(response, system, clock, root_weights, rhs):
-    """`S r(B) S rhs` from the eigensystem of B, for a vector of clocks."""
-    respond = jax.vmap(matrix_function, in_axes=(None, None, 0, None))
-    return root_weights * respond(response, system, clock, root_weights * rhs)
-
-
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-
-
-@jax.jit
-def _products(matrix, vectors):
-    return _matmul(matrix, vectors)
-
-
-@jax.jit
-def _quadratic(matrix, vectors):
-    return _matmul(vectors.T, _matmul(matrix, vectors))
-
-
-@eqx.filter_jit
-def _propagated(prior, images, prior_cross, responses, diagonal: bool):
-    """`(1, -A) K (1, -A)^T` or its diagonal, for `responses = A^T` (T, N, M) and their images under K(X, X)."""
-    half = images / 2 - prior_cross.T
-    if diagonal:
-        return jnp.maximum(prior + 2 * jnp.sum(responses * half, axis=1), 0.0)
-    change = _matmul(jnp.swapaxes(responses, 1, 2), half)
-    return prior + change + jnp.swapaxes(change, 1, 2)
-
-
-@eqx.filter_jit
-def _spread_in_eigenbasis(
-    response, system, clock, rotated_prior, root_weights, prior, prior_cross, cross, diagonal: bool
-):
-    """`_propagated` for a vector of clocks, with the eigenvectors of B as the basis: one product a clock."""
-    to_basis = (root_weights * system.eigenvectors).T
-    cross, prior_cross = _matmul(to_basis, cross.T), _matmul(to_basis, prior_cross.T)
-
-    def at(clock):
-        responses = response.value(system.eigenvalues, clock)[:, None] * cross
-        return _propagated(
-            prior, _matmul(rotated_prior, responses)[None], prior_cross.T, responses[None], diagonal
-        )[0]
-
-    return jax.lax.map(at, clock)
-
-
-# Checks
 
 
 def _at_once(compute: Callable, *dependencies: Any) -> Any:
@@ -601,102 +536,12 @@ def _remedy(dtype) -> str:
     return "Raise `alpha`, and look for duplicate inputs."
 
 
-def checked_solver(solver: Any) -> Any:
-    """`solver`, a name or settings of the matrix-free one."""
-    if isinstance(solver, MatrixFree):
-        return solver
-    if not isinstance(solver, str):
-        raise TypeError(
-            f"`solver` must be one of {', '.join(map(repr, SOLVERS))} or MatrixFree(), got {solver!r}."
-        )
-    return _checks.option("solver", solver, SOLVERS)
-
-
 def _iterative(solver: str | MatrixFree, X: Float[Array, "N D"]) -> MatrixFree | None:
     """Settings of the solver that does without the Gram matrix, if it is the one to use."""
     if isinstance(solver, MatrixFree):
         return solver
     too_large = len(X) ** 2 * X.dtype.itemsize > _LARGEST_STORED_GRAM
     return MatrixFree() if solver == "matrix_free" or (solver == "auto" and too_large) else None
-
-
-def _parameter(name: str, value: Any, *, strict: bool = False) -> Any:
-    if _checks.is_traced(value):
-        return value
-    return _checks.real_number(name, value, minimum=0.0, strict=strict)
-
-
-# Concrete targets, weights and times stay arrays of NumPy, whose values `jit` leaves visible.
-
-
-def _concrete(values: Any) -> Any:
-    return values if _checks.is_traced(values) else np.asarray(values)
-
-
-def _targets(y: Any, X: Float[Array, "N D"]) -> Any:
-    y = _concrete(_checks.real_array("y", y, X.dtype))
-    if y.ndim not in (1, 2) or y.shape[0] != X.shape[0] or y.size == 0:
-        raise ValueError(
-            f"`y` must have shape ({X.shape[0]},) or ({X.shape[0]}, n_outputs) for X of shape {X.shape}, "
-            f"got {y.shape}."
-        )
-    return y
-
-
-def checked_weights(weights: Any, X: Float[Array | np.ndarray, "N D"]) -> Any:
-    if weights is None:
-        return np.ones(X.shape[0], X.dtype)
-    weights = _concrete(_checks.real_array("sample_weight", weights, X.dtype))
-    if weights.shape != X.shape[:1]:
-        raise ValueError(
-            f"`sample_weight` must have shape {X.shape[:1]} for X of shape {X.shape}, got {weights.shape}."
-        )
-    if not _checks.is_traced(weights) and not ((weights >= 0).all() and (weights > 0).any()):
-        raise ValueError(
-            "`sample_weight` must be finite, >= 0 and somewhere positive, got values from "
-            f"{weights.min():g} to {weights.max():g}."
-        )
-    return weights
-
-
-def _check_probabilities(y: Float[Array, "N ..."]) -> None:
-    if y.ndim != 2:
-        raise ValueError(f"`y` must have shape (N, n_classes) for loss='cross_entropy', got {y.shape}.")
-    if _checks.is_traced(y):
-        return
-    values = np.asarray(y)
-    sums = values.sum(1)
-    if (values < 0).any() or not np.allclose(sums, 1.0, atol=1e-5):
-        raise ValueError(
-            "`y` must hold class probabilities for loss='cross_entropy': rows >= 0 that sum to 1, "
-            f"got values from {values.min():g} and row sums from {sums.min():g} to {sums.max():g}."
-        )
-
-
-def _times(time: Any, dtype) -> Any:
-    """Checked times as a vector."""
-    time = _concrete(checked_times("time", time))
-    return time.reshape(-1).astype(dtype)
-
-
-def checked_times(name: str, values: Any) -> Any:
-    """Times (or numbers of steps), checked: a number or a vector, not negative, infinity allowed."""
-    values = _checks.as_array(name, values)
-    if values.ndim > 1 or values.size == 0:
-        raise ValueError(f"`{name}` must be a number or a vector, got shape {values.shape}.")
-    if not _checks.is_traced(values):
-        for number in np.ravel(np.asarray(values)).tolist():
-            _checks.real_number(name, number, minimum=0.0, infinite=True)
-    return values
-
-
-def _whole(steps: Any) -> Any:
-    steps = checked_times("steps", steps)
-    if not _checks.is_traced(steps):
-        finite = np.asarray(steps)[np.isfinite(steps)]
-        if (finite % 1 > 0).any():
-            raise ValueError(f"`steps` must be whole numbers, got {finite[finite % 1 > 0][0]:g}.")
-    return steps
 
 
 def _are_of_one_network(nngp, ntk) -> bool:

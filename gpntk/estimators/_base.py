@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gpjax.kernels import AbstractKernel
+from jaxtyping import Float
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from gpntk import _checks
 from gpntk.dynamics import GradientFlow, MatrixFree
-from gpntk.dynamics._training import checked_solver, checked_times, checked_weights
+from gpntk.dynamics._arguments import checked_solver, checked_times, checked_weights
 from gpntk.kernels import NNGP, NTK
 from gpntk.networks import MLP, AbstractNetwork
 
@@ -128,19 +129,31 @@ class AbstractNTKEstimator(AbstractNetworkEstimator):
             return np.asarray(spread(X, time))
 
 
-def location_and_scale(y: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each target, (n_outputs,) or (); the scale of a constant one is 1."""
-    mean = np.average(y, axis=0, weights=weights)
-    scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=weights))
-    seen = y if weights is None else y[weights > 0]
-    # Rounding can leave a deviation from the mean of equal numbers.
-    return mean, np.where(np.ptp(seen, axis=0) > 0, scale, 1.0)
-
-
 def default_network() -> MLP:
     """The network that `None` stands for."""
     # With biases: without them a ReLU network is homogeneous, f(c x) = c f(x), and zero at the mean of the data.
     return MLP(depth=2, bias_variance=0.1)
+
+
+def location_and_scale(
+    y: Float[np.ndarray, "N ..."], normalize_y: bool, sample_weight: Float[np.ndarray, " N"] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each target if `normalize_y`, (n_outputs,) or (); a constant one has scale 1."""
+    if not normalize_y:
+        return np.zeros(y.shape[1:]), np.ones(y.shape[1:])
+    mean = np.average(y, axis=0, weights=sample_weight)
+    scale = np.sqrt(np.average((y - mean) ** 2, axis=0, weights=sample_weight))
+    seen = y if sample_weight is None else y[sample_weight > 0]
+    # Rounding can leave a deviation from the mean of equal numbers.
+    return mean, np.where(np.ptp(seen, axis=0) > 0, scale, 1.0)
+
+
+def check_spread(return_std: Any, return_cov: Any) -> None:
+    """Options of `predict`; as in scikit-learn's Gaussian processes, one spread at most."""
+    _checks.boolean("return_std", return_std)
+    _checks.boolean("return_cov", return_cov)
+    if return_std and return_cov:
+        raise RuntimeError("At most one of return_std or return_cov can be requested.")
 
 
 def _as_numpy(leaf: Any) -> Any:

@@ -11,7 +11,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpntk import _checks, models
-from gpntk.estimators._base import AbstractNetworkEstimator, default_network, location_and_scale
+from gpntk.estimators._base import (
+    AbstractNetworkEstimator,
+    check_spread,
+    default_network,
+    location_and_scale,
+)
 from gpntk.finite_width import FiniteWidthPosterior, finite_width_posterior
 from gpntk.networks import MLP
 
@@ -104,9 +109,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         self.network_ = default_network() if self.network is None else self.network
         _checks.instance("network", self.network_, MLP, "a gpntk.MLP or None")
         y = _checks.real_array("y", y, float)
-        self._y_mean, self._y_scale = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
-        if self.normalize_y:
-            self._y_mean, self._y_scale = location_and_scale(y)
+        self._y_mean, self._y_scale = location_and_scale(y, self.normalize_y)
         self._X, self._y = X, (y - self._y_mean) / self._y_scale
         if self.method == "closed_form":
             posterior = self._closed_form(None, return_cov=False)
@@ -130,10 +133,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         Returns:
             (n_samples,) or (n_samples, n_outputs), followed by the spread if asked for.
         """
-        _checks.boolean("return_std", return_std)
-        _checks.boolean("return_cov", return_cov)
-        if return_std and return_cov:
-            raise RuntimeError("At most one of return_std or return_cov can be requested.")
+        check_spread(return_std, return_cov)
         X = self._test_inputs(X)
         if self.method == "closed_form":
             posterior = self._closed_form(X, return_cov=return_cov)

@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 
 from gpntk import _checks
 from gpntk.dynamics import MatrixFree
-from gpntk.estimators._base import AbstractNTKEstimator, location_and_scale
+from gpntk.estimators._base import AbstractNTKEstimator, check_spread, location_and_scale
 from gpntk.networks import AbstractNetwork
 
 
@@ -92,9 +92,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         _checks.boolean("normalize_y", self.normalize_y)
         X, y, sample_weight = self._start(X, y, sample_weight, multi_output=True, y_numeric=True)
         y = _checks.real_array("y", y, self.dtype)
-        self._y_mean, self._y_scale = np.zeros(y.shape[1:]), np.ones(y.shape[1:])
-        if self.normalize_y:
-            self._y_mean, self._y_scale = location_and_scale(y, sample_weight)
+        self._y_mean, self._y_scale = location_and_scale(y, self.normalize_y, sample_weight)
         self._train(X, (y - self._y_mean) / self._y_scale, sample_weight)
         return self
 
@@ -112,10 +110,7 @@ class NTKRegressor(MultiOutputMixin, RegressorMixin, AbstractNTKEstimator):
         Returns:
             (n_samples,) or (n_samples, n_outputs), followed by the spread if asked for.
         """
-        _checks.boolean("return_std", return_std)
-        _checks.boolean("return_cov", return_cov)
-        if return_std and return_cov:
-            raise RuntimeError("At most one of return_std or return_cov can be requested.")
+        check_spread(return_std, return_cov)
         X, time = self._test_inputs(X), self._single(time)
         mean = self._rescaled(self._mean(X, time))
         if return_std:

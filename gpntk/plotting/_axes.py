@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gpntk import _checks
-from gpntk.dynamics._training import checked_times
+from gpntk.dynamics._arguments import checked_times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

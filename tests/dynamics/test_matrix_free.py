@@ -21,6 +21,7 @@ from gpntk.dynamics._krylov import (
     quadratures_of_logarithm,
     ritz_pairs,
 )
+from gpntk.dynamics._matrix_free import RegularisedGram
 
 NET = MLP(depth=2, activation=Erf(), weight_variance=1.5, bias_variance=0.2)
 RNG = np.random.default_rng(0)
@@ -211,6 +212,19 @@ def test_cross_entropy_without_the_gram_matrix():
     stored, free = (NTKClassifier(NET, solver=s, **options).fit(X, labels) for s in ("auto", "matrix_free"))
     np.testing.assert_allclose(free.decision_function(X_TEST), stored.decision_function(X_TEST), atol=1e-10)
     assert "gram" not in free._flow._cache
+
+
+def test_all_solves_of_a_flow_share_a_preconditioner(monkeypatch):
+    made, make = [], RegularisedGram.preconditioner
+    monkeypatch.setattr(RegularisedGram, "preconditioner", lambda *a: made.append(make(*a)) or made[-1])
+    free = flow(PRECISE, alpha=0.05)
+    free.mean(X_TEST, np.inf)
+    free.variance(np.tile(X_TEST, (10, 1)), np.inf)  # 64 at a time
+    assert len(made) == 1
+    # One without a preconditioner is kept, and pickled, the same way.
+    plain = flow(MatrixFree(tolerance=1e-8, rank=0), alpha=0.05)
+    close(plain.mean(X_TEST, np.inf), free.mean(X_TEST, np.inf), 1e-5)
+    close(pickle.loads(pickle.dumps(plain)).variance(X_TEST, np.inf), free.variance(X_TEST, np.inf), 1e-4)
 
 
 @pytest.mark.parametrize("time", [5.0, np.inf])
