@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpntk.activations._base import coincidence_tolerance, one_minus_square
+from gpntk.activations._base import coincidence_tolerance, one_minus_square, root_and_inverse
 
 _ARCCOS = {
     32: (
@@ -96,7 +96,7 @@ def arc_cosine(rho: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Arr
 def _arc_cosine_jvp(primals, tangents):
     (rho,), (rho_dot,) = primals, tangents
     degree0, degree1 = arc_cosine(rho)
-    slope = _inverse_root(one_minus_square(rho)) / math.pi
+    slope = root_and_inverse(one_minus_square(rho))[1] / math.pi
     return (degree0, degree1), (slope * rho_dot, degree0 * rho_dot)
 
 
@@ -115,8 +115,3 @@ def _arcsine_jvp(primals, tangents):
     sine, cosine = primals
     slope = jnp.where(cosine > 0, 1.0 / jnp.where(cosine > 0, cosine, 1.0), 0.0)
     return arcsine(sine, cosine), slope * tangents[0]
-
-
-def _inverse_root(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x**-0.5`, and 0 where `x` is 0."""
-    return jnp.where(x > 0, 1.0 / jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)

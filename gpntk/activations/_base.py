@@ -139,10 +139,10 @@ def _derive_from_jvp(primals, tangents):
     return derive_from(*primals), tangents[1]
 
 
-def standard_deviation(variance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The root of `variance` and its reciprocal, which is 0 (and constant) where the variance is 0."""
-    positive = variance > 0
-    root = jnp.sqrt(jnp.where(positive, variance, 1.0))
+def root_and_inverse(x: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The root of `x`, a variance as a rule, and its reciprocal; where `x` is 0, both are 0 and constant."""
+    positive = x > 0
+    root = jnp.sqrt(jnp.where(positive, x, 1.0))
     return jnp.where(positive, root, 0.0), jnp.where(positive, 1.0 / root, 0.0)
 
 

@@ -7,10 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from gpntk.activations._angles import arc_cosine, arcsine
-from gpntk.activations._base import AbstractActivation, coefficient, one_minus_square, standard_deviation
+from gpntk.activations._base import AbstractActivation, coefficient, one_minus_square, root_and_inverse
 
 
-class _AbstractPiecewiseLinear(AbstractActivation):
+class AbstractPiecewiseLinear(AbstractActivation):
     r"""$\sigma(x) = a \min(x, 0) + b \max(x, 0)$.
 
     With correlation $\rho$ and the arc-cosine kernels $\kappa_0, \kappa_1$ of Cho & Saul (2009),
@@ -30,7 +30,7 @@ class _AbstractPiecewiseLinear(AbstractActivation):
         return left * jnp.minimum(x, 0) + right * jnp.maximum(x, 0)
 
     def features(self, variance):
-        return standard_deviation(variance)
+        return root_and_inverse(variance)
 
     def pair(self, covariance, features1, features2):
         (scale1, inverse1), (scale2, inverse2) = features1, features2
@@ -43,7 +43,7 @@ class _AbstractPiecewiseLinear(AbstractActivation):
         return (scale1 * scale2) * dual, (same - opposite) * degree0 + opposite
 
 
-class ReLU(_AbstractPiecewiseLinear):
+class ReLU(AbstractPiecewiseLinear):
     """The rectifier `max(x, 0)`."""
 
     @property
@@ -51,8 +51,13 @@ class ReLU(_AbstractPiecewiseLinear):
         return 0.0, 1.0
 
 
-class LeakyReLU(_AbstractPiecewiseLinear):
-    """`x` for positive, `negative_slope * x` for negative arguments."""
+class LeakyReLU(AbstractPiecewiseLinear):
+    """`x` for positive, `negative_slope * x` for negative arguments.
+
+    Raises:
+        ValueError: for a slope that is not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
+    """
 
     negative_slope: float = eqx.field(static=True)
 
@@ -64,8 +69,13 @@ class LeakyReLU(_AbstractPiecewiseLinear):
         return self.negative_slope, 1.0
 
 
-class ABReLU(_AbstractPiecewiseLinear):
-    """`a * min(x, 0) + b * max(x, 0)`."""
+class ABReLU(AbstractPiecewiseLinear):
+    """`a * min(x, 0) + b * max(x, 0)`.
+
+    Raises:
+        ValueError: for slopes that are not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
+    """
 
     a: float = eqx.field(static=True)
     b: float = eqx.field(static=True)
@@ -79,7 +89,7 @@ class ABReLU(_AbstractPiecewiseLinear):
         return self.a, self.b
 
 
-class Abs(_AbstractPiecewiseLinear):
+class Abs(AbstractPiecewiseLinear):
     """The absolute value."""
 
     @property
@@ -94,9 +104,9 @@ class Sign(AbstractActivation):
         return jnp.sign(x)
 
     def features(self, variance):
-        return standard_deviation(variance)
+        return root_and_inverse(variance)
 
     def pair(self, covariance, features1, features2):
         rho = covariance * (features1[1] * features2[1])
-        cosine, _ = standard_deviation(one_minus_square(rho))
+        cosine, _ = root_and_inverse(one_minus_square(rho))
         return (2.0 / math.pi) * arcsine(rho, cosine), jnp.zeros_like(rho)

@@ -98,7 +98,12 @@ def _check_degree(name: str, value, power_series: tuple[float, ...]) -> None:
 
 
 class Polynomial(_AbstractPolynomial):
-    """The polynomial with the given `coefficients`, lowest power first."""
+    """The polynomial with the given `coefficients`, lowest power first.
+
+    Raises:
+        ValueError: for no coefficients, one that is not finite, and where Gaussian moments overflow.
+        TypeError: for what is not a sequence of real numbers.
+    """
 
     coefficients: tuple[float, ...] = eqx.field(static=True)
 
@@ -117,7 +122,12 @@ class Polynomial(_AbstractPolynomial):
 
 
 class Monomial(_AbstractPolynomial):
-    """The power `x**k`, `k >= 0`."""
+    """The power `x**k`, `k >= 0`.
+
+    Raises:
+        ValueError: for a negative `k`, and one for which Gaussian moments overflow.
+        TypeError: if `k` is not an integer.
+    """
 
     k: int = eqx.field(static=True)
 
@@ -137,6 +147,10 @@ class Hermite(AbstractActivation):
       \left(\frac{(q_1 - 1)(q_2 - 1)}{4}\right)^{i} k^{k - 2i}_{12}$$
 
     at any variances, $k_{12}$ the covariance. Each order is a single term: nothing cancels at high degree.
+
+    Raises:
+        ValueError: for a negative `k`.
+        TypeError: if `k` is not an integer.
     """
 
     k: int = eqx.field(static=True)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpntk.activations._base import AbstractActivation, derive_from, standard_deviation
+from gpntk.activations._base import AbstractActivation, derive_from, root_and_inverse
 
 # The Gaussian is integrated on [-12, 12], in panels that shrink geometrically towards 0: there a function
 # of sqrt(q) u is steep when q is large, and there user functions have their kinks.
@@ -31,7 +31,7 @@ _RANGE = 12.0
 _PANELS = np.concatenate([[0.0], 0.5 ** np.arange(12, 1, -1), np.arange(0.5, _RANGE + 0.25, 0.5)])
 _NODES_PER_PANEL = {32: 10, 64: 16}
 # With these orders tanh at variance 10 is exact to 1e-5 where 1 - |rho| > 1e-3, in either precision.
-_ORDER = {32: 192, 64: 256}
+ORDER = {32: 192, 64: 256}
 _CHUNK = 16
 _ROWS_AT_ONCE = 1024
 
@@ -47,7 +47,7 @@ def gaussian_quadrature(bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     weights = (half * weights).ravel() * root_density
     # Recurrence for h_k times the root of the density, which stays bounded at every order.
     basis = [root_density, nodes * root_density]
-    for k in range(1, _ORDER[bits] + 3):
+    for k in range(1, ORDER[bits] + 3):
         basis.append((nodes * basis[k] - math.sqrt(k) * basis[k - 1]) / math.sqrt(k + 1))
     return nodes, weights * root_density, weights[:, None] * np.stack(basis, axis=1)
 
@@ -64,14 +64,14 @@ class SeriesFeatures(NamedTuple):
     slope_error: Float[Array, "..."]
 
 
-class _AbstractSeries(AbstractActivation):
+class AbstractSeries(AbstractActivation):
     """An activation whose features are its Hermite coefficients, by composite Gauss-Legendre quadrature."""
 
     @abc.abstractmethod
     def __call__(self, x): ...
 
     def features(self, variance):
-        scale, inverse = standard_deviation(variance)
+        scale, inverse = root_and_inverse(variance)
         flat = jax.lax.map(self._coefficients, scale.reshape(-1), batch_size=_ROWS_AT_ONCE)
         series = jax.tree.map(lambda leaf: leaf.reshape(variance.shape + leaf.shape[1:]), flat)
         return SeriesFeatures(inverse, *series)
@@ -83,8 +83,8 @@ class _AbstractSeries(AbstractActivation):
         # The slope of `clip` at its ends would be wrong at coincident inputs.
         rho = derive_from(jnp.clip(rho, -1.0, 1.0), rho)
         # Orders 0 and 1 apart: with slope = b_0 they need no division by the variance, which may be 0.
-        dual = mean1 * mean2 + slope1 * slope2 * covariance + rho * rho * _power_sum(values1, values2, rho)
-        return dual, slope1 * slope2 + rho * _power_sum(slopes1, slopes2, rho)
+        dual = mean1 * mean2 + slope1 * slope2 * covariance + rho * rho * power_sum(values1, values2, rho)
+        return dual, slope1 * slope2 + rho * power_sum(slopes1, slopes2, rho)
 
     def truncation_error(self, variance: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         r"""Bounds on the errors of the dual and of the dual derivative, as shares of their norms.
@@ -104,14 +104,14 @@ class _AbstractSeries(AbstractActivation):
         nodes, weights, basis = (jnp.asarray(table, scale.dtype) for table in gaussian_quadrature(bits))
         x = scale * nodes
         value, slope = jax.jvp(self.__call__, (x,), (jnp.ones_like(x),))
-        order = _ORDER[bits]
+        order = ORDER[bits]
         values, slopes = value @ basis[:, : order + 2], slope @ basis[:, : order + 1]
         norm, slope_norm = (value * value) @ weights, (slope * slope) @ weights
         mismatch = jnp.sqrt(jnp.arange(1, order + 2, dtype=x.dtype)) * values[1:] - scale * slopes
         quadrature = _share(jnp.sum(mismatch**2), norm + scale**2 * slope_norm)
-        quadrature = 2.0 * standard_deviation(quadrature)[0]
-        at_least_2 = _with_remainder(value, values, weights)[2:]
-        at_least_1 = _with_remainder(slope, slopes, weights)[1:]
+        quadrature = 2.0 * root_and_inverse(quadrature)[0]
+        at_least_2 = with_remainder(value, values, weights)[2:]
+        at_least_1 = with_remainder(slope, slopes, weights)[1:]
         error = quadrature + _share(jnp.sum(at_least_2[-2:] ** 2), norm)
         slope_error = quadrature + _share(jnp.sum(at_least_1[-2:] ** 2), slope_norm)
         return value @ weights, slope @ weights, at_least_2, at_least_1, error, slope_error
@@ -121,7 +121,7 @@ def _share(part, whole):
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
 
 
-def _with_remainder(function, coefficients, weights):
+def with_remainder(function, coefficients, weights):
     """The coefficients, the last even and the last odd one carrying all that higher orders hold."""
     norm = (function * function) @ weights
     # An integrand that has not died out at the ends of the range has no moment that can be computed.
@@ -136,11 +136,11 @@ def _with_remainder(function, coefficients, weights):
     # orders bound what can follow: by `order * a^2 / (2p - 1)` where coefficients fall like `order^-p`.
     limit = 4.0 * len(coefficients) * jnp.max(kept[-len(kept) // 4 :] ** 2)
     is_rounding = squares < 100.0 * jnp.finfo(norm.dtype).eps * norm
-    remainder, _ = standard_deviation(jnp.where(is_rounding, jnp.minimum(squares, limit), squares))
+    remainder, _ = root_and_inverse(jnp.where(is_rounding, jnp.minimum(squares, limit), squares))
     return jnp.concatenate([kept, remainder])
 
 
-def _power_sum(table1: Float[Array, "... K"], table2: Float[Array, "... K"], rho: Float[Array, "..."]):
+def power_sum(table1: Float[Array, "... K"], table2: Float[Array, "... K"], rho: Float[Array, "..."]):
     """`sum_k table1[k] table2[k] rho^k` by Horner's rule, in chunks of orders from the highest down.
 
     Chunks that cannot change the result in the working precision are skipped: how many orders matter
@@ -171,35 +171,35 @@ def _power_sum(table1: Float[Array, "... K"], table2: Float[Array, "... K"], rho
     return jax.lax.scan(add, jnp.zeros(shape, rho.dtype), (*chunks, matters))[0]
 
 
-class Tanh(_AbstractSeries):
+class Tanh(AbstractSeries):
     """The hyperbolic tangent."""
 
     def __call__(self, x):
         return jnp.tanh(x)
 
 
-class Sigmoid(_AbstractSeries):
+class Sigmoid(AbstractSeries):
     """The logistic function `1 / (1 + exp(-x))`."""
 
     def __call__(self, x):
         return jax.nn.sigmoid(x)
 
 
-class SiLU(_AbstractSeries):
+class SiLU(AbstractSeries):
     """The sigmoid linear unit `x / (1 + exp(-x))`, also called swish."""
 
     def __call__(self, x):
         return jax.nn.silu(x)
 
 
-class Softplus(_AbstractSeries):
+class Softplus(AbstractSeries):
     """`log(1 + exp(x))`."""
 
     def __call__(self, x):
         return jax.nn.softplus(x)
 
 
-class Elementwise(_AbstractSeries):
+class Elementwise(AbstractSeries):
     """Any elementwise function `fn` of JAX arrays, with numerical duals.
 
     Smooth functions reach rounding error at moderate variances; a kink (best at 0, where the quadrature

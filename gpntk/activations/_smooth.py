@@ -14,15 +14,15 @@ from gpntk.activations._base import (
     coefficient,
     derive_from,
     one_minus_square,
+    root_and_inverse,
     snap,
-    standard_deviation,
 )
 
 
 def _damped(variance, strength):
     r"""$\sqrt p$, $p = 1/(1 + s q)$, $1 - p$ and $q^{-1/2}$, where $\det(1 + s\Sigma)$ appears."""
     retained = 1.0 / (1.0 + strength * variance)
-    return jnp.sqrt(retained), retained, strength * variance * retained, standard_deviation(variance)[1]
+    return jnp.sqrt(retained), retained, strength * variance * retained, root_and_inverse(variance)[1]
 
 
 def _damped_determinant(rho, features1, features2):
@@ -38,6 +38,10 @@ class Erf(AbstractActivation):
       E[\sigma'\sigma'] = \frac{4a^2b^2/\pi}{\sqrt{(1+2b^2q_1)(1+2b^2q_2) - 4b^4k^2}}$$
 
     Williams (1997), eq. (11).
+
+    Raises:
+        ValueError: for numbers that are not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
     """
 
     a: float = eqx.field(static=True)
@@ -117,7 +121,7 @@ class _AbstractSinusoid(AbstractActivation):
         return amplitude * jnp.sin(frequency * x + phase)
 
     def features(self, variance):
-        return variance, *standard_deviation(variance)
+        return variance, *root_and_inverse(variance)
 
     def pair(self, covariance, features1, features2):
         amplitude, frequency, phase = self.wave
@@ -135,7 +139,12 @@ class _AbstractSinusoid(AbstractActivation):
 
 
 class Sin(_AbstractSinusoid):
-    """`a * sin(b * x + c)`."""
+    """`a * sin(b * x + c)`.
+
+    Raises:
+        ValueError: for numbers that are not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
+    """
 
     a: float = eqx.field(static=True)
     b: float = eqx.field(static=True)
@@ -150,7 +159,12 @@ class Sin(_AbstractSinusoid):
 
 
 class Cos(_AbstractSinusoid):
-    """`a * cos(b * x + c)`."""
+    """`a * cos(b * x + c)`.
+
+    Raises:
+        ValueError: for numbers that are not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
+    """
 
     a: float = eqx.field(static=True)
     b: float = eqx.field(static=True)
@@ -165,7 +179,12 @@ class Cos(_AbstractSinusoid):
 
 
 class Rbf(_AbstractSinusoid):
-    r"""$\sqrt2 \sin(\sqrt{2\gamma}\,x + \pi/4)$, whose dual is the RBF kernel $e^{-\gamma(q_1 + q_2 - 2k)}$."""
+    r"""$\sqrt2 \sin(\sqrt{2\gamma}\,x + \pi/4)$, whose dual is the RBF kernel $e^{-\gamma(q_1 + q_2 - 2k)}$.
+
+    Raises:
+        ValueError: for a `gamma` that is not positive and finite.
+        TypeError: for what is not a real number.
+    """
 
     gamma: float = eqx.field(static=True)
 
@@ -178,7 +197,12 @@ class Rbf(_AbstractSinusoid):
 
 
 class Exp(AbstractActivation):
-    r"""$a\,e^{bx}$, with $E[\sigma\sigma] = a^2 e^{b^2(q_1+q_2+2k)/2}$."""
+    r"""$a\,e^{bx}$, with $E[\sigma\sigma] = a^2 e^{b^2(q_1+q_2+2k)/2}$.
+
+    Raises:
+        ValueError: for numbers that are not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
+    """
 
     a: float = eqx.field(static=True)
     b: float = eqx.field(static=True)
@@ -201,6 +225,10 @@ class Gaussian(AbstractActivation):
     r"""$a\,e^{bx^2}$, with $E[\sigma\sigma] = a^2 / \sqrt{(1-2bq_1)(1-2bq_2) - 4b^2k^2}$.
 
     For $b > 0$ the moments exist only at variances below $1/(4b)$.
+
+    Raises:
+        ValueError: for numbers that are not finite, or larger than 1e150.
+        TypeError: for what is not a real number.
     """
 
     a: float = eqx.field(static=True)

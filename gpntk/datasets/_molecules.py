@@ -21,6 +21,8 @@ _ELEMENTS = """
     Ts Og
 """
 _NUMBER = {symbol: number for number, symbol in enumerate(_ELEMENTS.split(), start=1)}
+# Gauss-Legendre nodes for exp(-u^2), without those for Legendre polynomials times it.
+_NODES = 64
 
 
 class Molecules(NamedTuple):
@@ -304,10 +306,6 @@ def _eigenvalues(bandlimit: int, beta: float) -> Float[np.ndarray, " L"]:
     u = end * (nodes + 1) / 2
     profile = np.sqrt(beta) * end / 2 * weights * np.exp(-(u**2))
     return 2 * np.pi * profile @ np.polynomial.legendre.legvander(1 - np.sqrt(beta) * u, bandlimit - 1)
-
-
-# Gauss-Legendre nodes for exp(-u^2), without those for Legendre polynomials times it.
-_NODES = 64
 
 
 def _geometry(numbers, positions):

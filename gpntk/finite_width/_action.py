@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.transforms import Transform, biject_to
-from numpyro.util import is_prng_key
 
 from gpntk import _checks
 from gpntk.finite_width._cumulants import Cumulants
@@ -221,8 +220,7 @@ class QuarticAction(Distribution):
         Raises:
             TypeError: if `key` is not a JAX random key.
         """
-        if not is_prng_key(key):
-            raise TypeError(f"`key` must be a JAX random key, such as jax.random.key(0), got {key!r}.")
+        _checks.key("key", key)
         keys = jax.random.split(key, math.prod(sample_shape))
         one = functools.partial(_sample_one, self, _radial_proposal(self))
         draws = jax.lax.map(one, keys, batch_size=4096)

@@ -20,7 +20,6 @@ from gpntk.finite_width._pairs import (
     InputFeatures,
     InputStatistics,
     PairStatistics,
-    Schedule,
     check_inputs,
     input_features,
     pair_statistics,
@@ -29,7 +28,9 @@ from gpntk.finite_width._pairs import (
     warn_if_narrow,
 )
 from gpntk.finite_width._recursion import Statistics, next_layer
+from gpntk.finite_width._schedule import Schedule
 from gpntk.networks import MLP, NetworkFeatures
+from gpntk.networks._domains import rows_and_columns
 
 # Five tensors of N^4 numbers and their three sources, in eight replicates, with as much again for temporaries.
 _TENSORS_IN_MEMORY = 8 * 8 * 2
@@ -263,7 +264,7 @@ def _tensors(
             moments,
             following,
             schedule.weight_variance,
-            schedule.ratio[layer],
+            schedule.ratios[layer],
         )
         layers.append(statistics)
     pairing = [Pairing.of(variance[:, None], variance[None, :]) for variance in inputs.layers.K.T]
@@ -274,9 +275,8 @@ def _tensors(
 def _layer_maps(net, inputs: InputFeatures, kernels: Float[Array, "layers N N"], layer: Int[Array, ""]):
     """The kernel map of one layer for all pairs, geometry of the next, and moments of single inputs."""
     moments = jax.tree.map(lambda leaf: leaf[:, layer], inputs.moments)
-    rows, columns = (jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), moments) for axis in (1, 0))  # noqa: B023
     variance = inputs.layers.K[:, layer + 1]
-    maps = pair_maps(net.activation, kernels[layer], rows, columns)
+    maps = pair_maps(net.activation, kernels[layer], *rows_and_columns(moments, moments))
     return maps, Pairing.of(variance[:, None], variance[None, :]), moments
 
 
@@ -335,7 +335,7 @@ def _factored(net, inputs, pairs, rank: int, tolerance: float, seed: int) -> Fac
         kept = rank if layer == net.depth - 1 else 2 * rank
         kernel, second_moments = np.asarray(pairs.K[layer]), np.asarray(maps[0].value)
         added = source_factors(net.activation, kernel, second_moments, kept, tolerance, seed + layer)
-        ratio = float(schedule.ratio[layer])
+        ratio = float(schedule.ratios[layer])
         # Errors go through the same map as the factors; the factors tell by how much it enlarges them.
         before = np.sum(factors**2)
         factors = moved(factors, maps[0], weight_variance * math.sqrt(ratio))

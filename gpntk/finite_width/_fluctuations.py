@@ -9,7 +9,6 @@ accumulated in batches, with N^2 numbers a point. All of it is differentiable in
 """
 
 import functools
-import itertools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,11 +17,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpjax.parameters import val
 from jaxtyping import Array, Float
 
 from gpntk._features import checked_features
+from gpntk.activations._base import root_and_inverse
 from gpntk.finite_width._pair_maps import Derivatives, dual_by_covariances
+from gpntk.finite_width._schedule import Schedule
 from gpntk.finite_width._sobol import sobol_normals
 from gpntk.networks import MLP
 
@@ -76,13 +76,13 @@ def random_kernel(net: MLP, x: Float[Array, "T D"]) -> RandomKernel:
         ValueError: if Gaussian moments of the activation diverge at these inputs.
     """
     checked_features(net, x)
-    weight, bias = network_variances(net, x.dtype)
+    weight, (bias, *biases), _ = Schedule.of(net, x.dtype)
     kernel = bias + weight * _inputs(net, x)
     layers = []
-    for _ in range(net.depth):
+    for next_bias in biases:
         layers.append(HiddenLayer(kernel, _dual(net.activation, kernel)))
-        kernel = bias + weight * layers[-1].dual.value
-    return RandomKernel(net, x, tuple(layers), kernel if net.readout_bias else kernel - bias)
+        kernel = next_bias + weight * layers[-1].dual.value
+    return RandomKernel(net, x, tuple(layers), kernel)
 
 
 def fluctuation_sums(
@@ -116,13 +116,6 @@ def base_normals(dims: tuple[int, ...], n_points: int, seed: int) -> tuple[Float
     return tuple(np.stack([sobol_normals(dim, next(seeds))(n_points) for _ in range(REPLICATES)]) for dim in dims)
 
 
-def network_variances(net: MLP, dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Variances of weights and biases; 0 where there are no biases."""
-    weight = jnp.asarray(val(net.weight_variance), dtype)
-    bias = jnp.zeros((), dtype) if net.bias_variance is None else jnp.asarray(val(net.bias_variance), dtype)
-    return weight, bias
-
-
 @eqx.filter_jit
 def _inputs(net, x):
     embedded = net.domain.embed(x)
@@ -138,9 +131,7 @@ def _dual(activation, kernel):
 @eqx.filter_jit
 def _fluctuation_sums(random, normals, arguments, n_joint, summarise, at_once) -> FluctuationSums:
     net, x, layers, _ = random
-    weight, bias = network_variances(net, x.dtype)
-    widths = net.width_ratios or (1.0,) * net.depth
-    ratios = [1.0, *(after / before for before, after in itertools.pairwise(widths))]
+    weight, (bias, *_), ratios = Schedule.of(net, x.dtype)
 
     def replicate(normals):
         total, seconds = None, {}
@@ -184,13 +175,13 @@ def _fields(kernel, x, weight, bias, n_joint, *, first):
     n_features = x.shape[1]
     if first and n_features <= n_joint:
         scaled = jnp.sqrt(weight / n_features) * x
-        offset = jnp.sqrt(jnp.where(bias > 0, bias, 1.0)) * (bias > 0)
+        offset, _ = root_and_inverse(bias)
         return lambda u: u[:, :n_features] @ scaled.T + offset * u[:, n_features:]
     deviations, factor = correlation_factor(kernel[:n_joint, :n_joint])
     covariances = kernel[:n_joint, n_joint:] / jnp.where(deviations > 0, deviations, 1.0)[:, None]
     loadings = jax.scipy.linalg.solve_triangular(factor, covariances, lower=True)
     variances = jnp.diagonal(kernel)[n_joint:]
-    residual = _root(jnp.maximum(variances - jnp.sum(loadings**2, axis=0), _JITTER * variances))
+    residual, _ = root_and_inverse(jnp.maximum(variances - jnp.sum(loadings**2, axis=0), _JITTER * variances))
     return lambda u: jnp.concatenate(
         [u[:, :n_joint] @ factor.T * deviations, u[:, :n_joint] @ loadings + u[:, n_joint:] * residual], axis=1
     )
@@ -201,17 +192,11 @@ def correlation_factor(kernel: Float[Array, "J J"]) -> tuple[Float[Array, " J"],
 
     Preactivations made from them are good to 1e-5 of each standard deviation, however these differ; some may be 0.
     """
-    deviations = _root(jnp.diagonal(kernel))
+    deviations, _ = root_and_inverse(jnp.diagonal(kernel))
     safe = jnp.where(deviations > 0, deviations, 1.0)
     correlation = kernel / (safe[:, None] * safe[None, :])
     floors = jnp.where(deviations > 0, _JITTER, 1.0)
     return deviations, jnp.linalg.cholesky(correlation + jnp.diag(floors))
-
-
-def _root(variances):
-    """Square root with a slope of zero at zero."""
-    positive = variances > 0
-    return jnp.sqrt(jnp.where(positive, variances, 1.0)) * positive
 
 
 def _born(values, dual, weight, n_joint) -> FactorBatch:

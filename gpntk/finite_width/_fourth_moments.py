@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk.activations import AbstractActivation, Erf, Identity, Sign
-from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
+from gpntk.activations._homogeneous import AbstractPiecewiseLinear
 from gpntk.activations._series import gaussian_quadrature
 from gpntk.finite_width._erf_moments import erf_covariances
 from gpntk.finite_width._pair_maps import Pairing
@@ -76,7 +76,7 @@ def fourth_moments(
         estimates = [s[None] for s in _weighted_products(entries(nodes[:, None] * scale), node_weights)]
     else:
         estimates = None
-        if factor.shape[1] <= _MOST_DIMENSIONS and not isinstance(activation, (_AbstractPiecewiseLinear, Sign)):
+        if factor.shape[1] <= _MOST_DIMENSIONS and not isinstance(activation, (AbstractPiecewiseLinear, Sign)):
             own = _variances_of_squares(activation, kernel)
             at_once = points_at_once(len(first))
             estimates = _lattice(entries, factor, np.flatnonzero(first == second), own, tolerance, at_once)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,10 @@ from gpntk.finite_width._fluctuations import (
     RandomKernel,
     correlation_factor,
     first_order,
-    network_variances,
     random_kernel,
 )
 from gpntk.finite_width._posterior import checked_targets, condition
+from gpntk.finite_width._schedule import Schedule
 from gpntk.networks import MLP
 
 _GROUPS = 64
@@ -143,7 +142,7 @@ def _group(random: RandomKernel, y, noise_variance, keys, widths, at_once):
     def weighted(kernel):
         gp = condition(kernel, y, noise_variance)
         weight = jnp.exp(gp.log_evidence - base)
-        return weight, weight * gp.mean, weight * (gp.mean**2 + jnp.diagonal(gp.covariance)[:, None])
+        return weight, weight * gp.mean, weight * (gp.mean**2 + gp.variance[:, None])
 
     def one(key):
         kernel, linear = _draw(random, widths, key)
@@ -158,9 +157,8 @@ def _group(random: RandomKernel, y, noise_variance, keys, widths, at_once):
 def _draw(random: RandomKernel, widths, key):
     """The readout kernel of one network, and the part of it that is linear in the fluctuations and has no mean."""
     net, _, layers, infinite = random
-    weight, bias = network_variances(net, infinite.dtype)
+    weight, (_, *biases), _ = Schedule.of(net, infinite.dtype)
     kernel, linear = layers[0].kernel, jnp.zeros_like(infinite)
-    biases = itertools.chain([bias] * (net.depth - 1), [bias if net.readout_bias else jnp.zeros_like(bias)])
     for layer, width, next_bias, layer_key in zip(
         layers, widths, biases, jax.random.split(key, net.depth), strict=True
     ):

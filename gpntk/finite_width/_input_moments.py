@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpntk.activations import AbstractActivation, Sign
-from gpntk.activations._base import standard_deviation
-from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
-from gpntk.activations._series import _ORDER, _AbstractSeries, _with_remainder, gaussian_quadrature
+from gpntk.activations._base import root_and_inverse
+from gpntk.activations._homogeneous import AbstractPiecewiseLinear
+from gpntk.activations._series import ORDER, AbstractSeries, gaussian_quadrature, with_remainder
 
 # Derivatives of an activation that second derivatives of its dual derivative contain, its value included.
 _DERIVATIVES = 6
+_ROWS_AT_ONCE = 256
+# Orders compared in the search for kinks.
+_LOW = 16
 
 
 class InputMoments(NamedTuple):
@@ -56,23 +59,20 @@ def input_moments(activation: AbstractActivation, variance: Float[Array, "..."])
     return jax.tree.map(lambda leaf: leaf.reshape(variance.shape + leaf.shape[1:]), moments)
 
 
-_ROWS_AT_ONCE = 256
-
-
 def _smooth_moments(activation, variance: Float[Array, ""]) -> InputMoments:
     bits = 64 if variance.dtype == jnp.float64 else 32
     nodes, weights, basis = (jnp.asarray(table, variance.dtype) for table in gaussian_quadrature(bits))
     functions = [activation.__call__]
     for _ in range(_DERIVATIVES - 1):
         functions.append(_derivative(functions[-1]))
-    scale, _ = standard_deviation(variance)
+    scale, _ = root_and_inverse(variance)
     x = scale * nodes
     s, s1, s2, s3, s4, s5 = (f(x) for f in functions)
     mean = lambda function: function @ weights  # noqa: E731
 
-    if isinstance(activation, _AbstractSeries):
+    if isinstance(activation, AbstractSeries):
         second, slope = mean(s * s), mean(s1 * s1)
-        derivatives = jnp.stack([s, s1, s2, s3, s4, s5]) @ basis[:, : _ORDER[bits]]
+        derivatives = jnp.stack([s, s1, s2, s3, s4, s5]) @ basis[:, : ORDER[bits]]
         second_slope = mean(s1 * s1 + s * s2)
         second_curvature = 0.5 * mean(3 * s2**2 + 4 * s1 * s3 + s * s4)
         slope_slope = mean(s2**2 + s1 * s3)
@@ -83,7 +83,7 @@ def _smooth_moments(activation, variance: Float[Array, ""]) -> InputMoments:
         second_curvature, slope_curvature = _with_derivative(_derivative(activation.moments))(variance)[1]
 
     # An integrand that has not died out at the ends of the range has no moment that can be computed.
-    fourth = _with_remainder(s * s, (s * s) @ basis, weights)
+    fourth = with_remainder(s * s, (s * s) @ basis, weights)
     diverges = jnp.isinf(fourth[-1]) | ~jnp.isfinite(fourth[-1])
     centred, centred_slope = s * s - mean(s * s), s1 * s1 - mean(s1 * s1)
     explained = scale * (s2 @ basis[:, :_LOW])
@@ -101,14 +101,10 @@ def _smooth_moments(activation, variance: Float[Array, ""]) -> InputMoments:
         jnp.where(diverges, jnp.inf, mean(centred * centred)),
         mean(centred * centred_slope),
         mean(centred_slope * centred_slope),
-        jnp.stack([s, s**2, s**3, s1, s * s1, s**2 * s1]) @ basis[:, : _ORDER[bits]],
+        jnp.stack([s, s**2, s**3, s1, s * s1, s**2 * s1]) @ basis[:, : ORDER[bits]],
         derivatives,
         jnp.where(norm > 0, rough / jnp.where(norm > 0, norm, 1.0), 0.0),
     )
-
-
-# Orders compared in the search for kinks.
-_LOW = 16
 
 
 def _derivative(function):
@@ -120,7 +116,7 @@ def _with_derivative(function):
 
 
 @input_moments.register
-def _piecewise_linear_moments(activation: _AbstractPiecewiseLinear, variance) -> InputMoments:
+def _piecewise_linear_moments(activation: AbstractPiecewiseLinear, variance) -> InputMoments:
     left, right = activation.slopes
     second, fourth = 0.5 * (left**2 + right**2), 0.5 * (left**4 + right**4)
     zero, one = jnp.zeros_like(variance), jnp.ones_like(variance)

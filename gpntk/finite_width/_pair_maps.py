@@ -24,11 +24,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gpntk.activations import AbstractActivation, Sign
-from gpntk.activations._angles import _inverse_root
-from gpntk.activations._base import one_minus_square, standard_deviation
-from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
-from gpntk.activations._series import _AbstractSeries, _power_sum
+from gpntk.activations._base import one_minus_square, root_and_inverse
+from gpntk.activations._homogeneous import AbstractPiecewiseLinear
+from gpntk.activations._series import AbstractSeries, power_sum
 from gpntk.finite_width._input_moments import InputMoments, input_moments
+from gpntk.networks._domains import rows_and_columns
 
 
 class Derivatives(NamedTuple):
@@ -51,7 +51,7 @@ class Pairing(NamedTuple):
     @classmethod
     def of(cls, variance1: Float[Array, "..."], variance2: Float[Array, "..."]) -> "Pairing":
         """Both ratios are 0 where a variance is 0: then the covariance is 0 and is its own excess."""
-        (scale1, inverse1), (scale2, inverse2) = standard_deviation(variance1), standard_deviation(variance2)
+        (scale1, inverse1), (scale2, inverse2) = root_and_inverse(variance1), root_and_inverse(variance2)
         return cls(scale2 * inverse1, scale1 * inverse2)
 
 
@@ -104,13 +104,13 @@ def _pair_maps(activation: AbstractActivation, covariance, inputs1, inputs2):
 
 
 @_pair_maps.register
-def _pair_maps_series(activation: _AbstractSeries, covariance, inputs1, inputs2):
+def _pair_maps_series(activation: AbstractSeries, covariance, inputs1, inputs2):
     r"""Hermite series of derivatives of the activation: $\partial_k$ and $2\,\partial_q$ differentiate twice."""
-    rho = covariance * (standard_deviation(inputs1.variance)[1] * standard_deviation(inputs2.variance)[1])
+    rho = covariance * (root_and_inverse(inputs1.variance)[1] * root_and_inverse(inputs2.variance)[1])
     rho = jnp.clip(rho, -1.0, 1.0)
 
     def mean(order1, order2):
-        return _power_sum(inputs1.derivatives[..., order1, :], inputs2.derivatives[..., order2, :], rho)
+        return power_sum(inputs1.derivatives[..., order1, :], inputs2.derivatives[..., order2, :], rho)
 
     pairing = Pairing.of(inputs1.variance, inputs2.variance)
 
@@ -142,7 +142,7 @@ def _in_excess(value, gradient, hessian, pairing: Pairing) -> Derivatives:
 def dual_by_covariances(activation: AbstractActivation, kernel: Float[Array, "N N"]) -> Derivatives:
     """The dual at a kernel matrix, with derivatives with respect to the covariance itself and both variances."""
     inputs = input_moments(activation, jnp.diagonal(kernel))
-    rows, columns = (jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), inputs) for axis in (1, 0))  # noqa: B023
+    rows, columns = rows_and_columns(inputs, inputs)
     dual, _ = pair_maps(activation, kernel, rows, columns)
     to_excess = Pairing.of(rows.variance, columns.variance)
     # The change to excesses with the opposite ratios undoes it.
@@ -151,7 +151,7 @@ def dual_by_covariances(activation: AbstractActivation, kernel: Float[Array, "N 
 
 
 @_pair_maps.register
-def _pair_maps_piecewise_linear(activation: _AbstractPiecewiseLinear, covariance, inputs1, inputs2):
+def _pair_maps_piecewise_linear(activation: AbstractPiecewiseLinear, covariance, inputs1, inputs2):
     r"""$T = \sqrt{q_a q_b}\, t(\rho)$ and $U = t'(\rho)$, in a form without cancellation near $\rho = 1$."""
     geometry = _Geometry.of(covariance, inputs1.variance, inputs2.variance)
     left, right = activation.slopes
@@ -196,7 +196,7 @@ class _Geometry(NamedTuple):
 
     @classmethod
     def of(cls, covariance, variance1, variance2) -> "_Geometry":
-        (scale1, inverse1), (scale2, inverse2) = standard_deviation(variance1), standard_deviation(variance2)
+        (scale1, inverse1), (scale2, inverse2) = root_and_inverse(variance1), root_and_inverse(variance2)
         rho = covariance * (inverse1 * inverse2)
         first, second = jnp.broadcast_arrays(inverse1 * inverse1, inverse2 * inverse2)
         zero = jnp.zeros_like(rho)
@@ -231,7 +231,7 @@ def _function_of_correlation(value, slope, curvature, geometry: _Geometry) -> De
 
 def _arccosine_derivatives(rho):
     r"""First and second derivative of $-\arccos\rho$; 0 at coincidence, where they are infinite."""
-    slope = _inverse_root(one_minus_square(rho))
+    _, slope = root_and_inverse(one_minus_square(rho))
     return slope, rho * slope**3
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk.activations import AbstractActivation, Sign
-from gpntk.activations._base import one_minus_square, standard_deviation
-from gpntk.activations._homogeneous import _AbstractPiecewiseLinear
-from gpntk.activations._series import _power_sum
+from gpntk.activations._base import one_minus_square, root_and_inverse
+from gpntk.activations._homogeneous import AbstractPiecewiseLinear
+from gpntk.activations._series import power_sum
 from gpntk.finite_width._input_moments import InputMoments
 from gpntk.finite_width._pair_maps import Pairing
 
@@ -55,14 +55,14 @@ def pair_sources(
         inputs2: moments of the second.
         following: ratios of standard deviations in the next layer.
     """
-    rho = covariance * (standard_deviation(inputs1.variance)[1] * standard_deviation(inputs2.variance)[1])
+    rho = covariance * (root_and_inverse(inputs1.variance)[1] * root_and_inverse(inputs2.variance)[1])
     rho = jnp.clip(rho, -1.0, 1.0)
     value, square, cube, slope, value_slope, square_slope = range(6)
 
     products1, products2 = cast(tuple[Array, Array], (inputs1.products, inputs2.products))
 
     def mean(function1, function2):
-        return _power_sum(products1[..., function1, :], products2[..., function2, :], rho)
+        return power_sum(products1[..., function1, :], products2[..., function2, :], rho)
 
     product, slopes = mean(value, value), mean(slope, slope)
     second1, second2 = inputs1.second, inputs2.second
@@ -95,7 +95,7 @@ def _excess_from_covariance(following: Pairing, like):
 
 
 @pair_sources.register
-def _piecewise_linear_sources(activation: _AbstractPiecewiseLinear, covariance, inputs1, inputs2, following):
+def _piecewise_linear_sources(activation: AbstractPiecewiseLinear, covariance, inputs1, inputs2, following):
     left, right = activation.slopes
     return _polar_sources(1, (-left, right), (left, right), covariance, inputs1, inputs2, following)
 
@@ -113,13 +113,13 @@ def _polar_sources(degree, factors, slopes, covariance, inputs1, inputs2, follow
     integrals over the sectors in which the signs are equal, of width $\pi - \phi$, and opposite, of width $\phi$:
     each comes twice, with the signs of both inputs changed.
     """
-    scales = [standard_deviation(inputs.variance) for inputs in (inputs1, inputs2)]
+    scales = [root_and_inverse(inputs.variance) for inputs in (inputs1, inputs2)]
     rho = covariance * (scales[0][1] * scales[1][1])
-    sine, _ = standard_deviation(one_minus_square(rho))
+    sine, _ = root_and_inverse(one_minus_square(rho))
     angle = jnp.arctan2(sine, jnp.clip(rho, -1.0, 1.0))
     # E[r^2] and E[r^4] of a two-dimensional standard Gaussian, for the moments of orders 2 and 4 in sigma.
     radial2, radial4 = (2.0, 8.0) if degree else (1.0, 1.0)
-    weights = [standard_deviation(ratio)[0] for ratio in following]
+    weights = [root_and_inverse(ratio)[0] for ratio in following]
 
     # One row for each point of each sector: signs equal or not, place and weight in the sector, the factors of
     # both inputs, and the product of their slopes.

@@ -4,44 +4,24 @@ The shifts $K_1$ and $\Theta_1$ of a pair (a, b) contain only entries of V, D an
 these propagate among themselves. They are exact here: no integral has more than two inputs.
 """
 
-import itertools
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpjax.parameters import val
 from jaxtyping import Array, Float
 
 from gpntk._checks import is_traced
 from gpntk.finite_width._input_moments import InputMoments, input_moments
 from gpntk.finite_width._pair_maps import Derivatives, Pairing, pair_maps
 from gpntk.finite_width._pair_moments import PairSources, pair_sources
+from gpntk.finite_width._schedule import Schedule
 from gpntk.networks import MLP
 
-
-class Schedule(NamedTuple):
-    """What each hidden layer maps to the next with, one entry per layer."""
-
-    weight_variance: Float[Array, ""]
-    bias_variance: Float[Array, " depth"]
-    """Of the following layer."""
-    ratio: Float[Array, " depth"]
-    """Width of the layer over the width of the one before; 1 for the first, before which nothing has arisen."""
-
-    @classmethod
-    def of(cls, net: MLP, dtype: Any) -> "Schedule":
-        bias = jnp.asarray(0.0 if net.bias_variance is None else val(net.bias_variance), dtype)
-        readout_bias = bias if net.readout_bias else jnp.zeros_like(bias)
-        widths = net.width_ratios or (1.0,) * net.depth
-        ratios = [1.0, *(after / before for before, after in itertools.pairwise(widths))]
-        return cls(
-            jnp.asarray(val(net.weight_variance), dtype),
-            jnp.append(jnp.full(net.depth - 1, bias), readout_bias),
-            jnp.asarray(np.array(ratios), dtype),
-        )
+# Share of the slope that its derivative may fail to explain: rounding leaves 1e-20, a kink like ReLU's about 0.1.
+_MOST_ROUGHNESS = 1e-8
 
 
 class InputStatistics(NamedTuple):
@@ -87,7 +67,7 @@ class PairStatistics(NamedTuple):
 def input_features(net: MLP, variance: Float[Array, " N"]) -> InputFeatures:
     """Statistics of single inputs at every layer, from second moments of the inputs."""
     schedule = Schedule.of(net, variance.dtype)
-    first = schedule.weight_variance * variance + _bias(net, variance.dtype)
+    first = schedule.weight_variance * variance + schedule.bias_variances[0]
     zero = jnp.zeros_like(variance)
     start = InputStatistics(first, first, *[zero] * 7)
 
@@ -96,7 +76,7 @@ def input_features(net: MLP, variance: Float[Array, " N"]) -> InputFeatures:
         advanced = next_inputs(statistics, moments, schedule.weight_variance, *layer)
         return advanced, (statistics, moments)
 
-    last, (layers, moments) = jax.lax.scan(step, start, (schedule.bias_variance, schedule.ratio))
+    last, (layers, moments) = jax.lax.scan(step, start, (schedule.bias_variances[1:], schedule.ratios))
     layers = jax.tree.map(lambda leaf, end: jnp.concatenate([leaf, end[None]]), layers, last)
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), InputFeatures(layers, moments))
 
@@ -149,7 +129,7 @@ def pair_statistics(
         every_layer: whether to return those of the preactivations of every layer too, along a first axis.
     """
     schedule = Schedule.of(net, covariance.dtype)
-    first = schedule.weight_variance * covariance + _bias(net, covariance.dtype)
+    first = schedule.weight_variance * covariance + schedule.bias_variances[0]
     zero = jnp.zeros_like(first)
     nothing = (jnp.zeros((*shape, *zero.shape), zero.dtype) for shape in ((3, 3), (3,), (2, 2)))
     start = PairStatistics(first, first, zero, zero, *nothing)
@@ -171,7 +151,7 @@ def pair_statistics(
         before = jax.tree.map(lambda leaf: leaf[:-1], features.layers)
         return before, features.moments, features.layers.K[1:]
 
-    layers = (by_layer(rows), by_layer(columns), schedule.bias_variance, schedule.ratio)
+    layers = (by_layer(rows), by_layer(columns), schedule.bias_variances[1:], schedule.ratios)
     outputs, following = jax.lax.scan(step, start, layers)
     if not every_layer:
         return outputs
@@ -324,11 +304,3 @@ def smallest_width(relative: Float[np.ndarray, " N"]) -> int:
     """The width at which no kernel of an input with itself fluctuates by more than half of its mean."""
     # Where it is a whole number, rounding errors must not ask for the next one.
     return max(1, math.ceil(4.0 * float(np.max(relative)) * (1.0 - 1e-9)))
-
-
-# Share of the slope; rounding leaves 1e-20, a kink of ReLU's size about 0.1.
-_MOST_ROUGHNESS = 1e-8
-
-
-def _bias(net: MLP, dtype):
-    return jnp.asarray(0.0 if net.bias_variance is None else val(net.bias_variance), dtype)

@@ -128,15 +128,14 @@ def finite_width_posterior(
         if not _checks.is_traced(slope):
             _check_finite(gp, corrections, n_train, noise_variance)
             _check_expansion(float(slope), width)
-            warn_if_narrow(width, np.asarray(gp.variance), np.asarray(corrections.own_variance))
+            warn_if_narrow(width, np.asarray(gp.prior_variance), np.asarray(corrections.own_variance))
         log_evidence = gp.log_evidence + _resummed(slope / width)
         mean = variance = cov = None
         if X_test is not None:
             step = (1.0 / width) / (1.0 + jnp.maximum(slope, 0.0) / width)
             shift = step * corrections.mean
             mean = gp.mean + shift
-            gp_variance = jnp.diagonal(gp.covariance)[:, None]
-            variance = _not_negative(gp_variance + step * corrections.variance - shift**2)
+            variance = _not_negative(gp.variance[:, None] + step * corrections.variance - shift**2)
             if return_cov:
                 joint = fluctuation_sums(random, len(x), _joint_sums, (gp,), n_points, seed)
                 cov = _covariance(gp, joint, shift, step, variance)
@@ -183,12 +182,15 @@ class _Process(NamedTuple):
     """Of the targets in the posterior means."""
     mean: Float[Array, "M q"]
     covariance: Float[Array, "M M"]
-    variance: Float[Array, " T"]
+    variance: Float[Array, " M"]
+    """The diagonal of `covariance`: where only it is used, the compiler leaves out the rest."""
+    prior_variance: Float[Array, " T"]
     log_evidence: Float[Array, ""]
 
 
 @jax.jit
-def condition(kernel, y, noise_variance) -> _Process:
+def condition(kernel: Float[Array, "T T"], y: Float[Array, "N q"], noise_variance) -> _Process:
+    """The process of the given kernel of N training and M test inputs, given noisy outputs at the former."""
     n, outputs = y.shape
     identity = jnp.eye(n, dtype=kernel.dtype)
     factor = jnp.linalg.cholesky(kernel[:n, :n] + noise_variance * identity)
@@ -196,6 +198,7 @@ def condition(kernel, y, noise_variance) -> _Process:
     weights = cho_solve((factor, True), kernel[:n, n:]).T
     quadratic = jnp.sum(y * coefficients)
     log_determinant = 2.0 * jnp.sum(jnp.log(jnp.diagonal(factor)))
+    prior_variance = jnp.diagonal(kernel)
     return _Process(
         inverse,
         coefficients,
@@ -203,7 +206,8 @@ def condition(kernel, y, noise_variance) -> _Process:
         weights,
         weights @ y,
         kernel[n:, n:] - weights @ kernel[:n, n:],
-        jnp.diagonal(kernel),
+        prior_variance[n:] - jnp.sum(weights * kernel[n:, :n], axis=1),
+        prior_variance,
         -0.5 * (quadratic + outputs * (log_determinant + n * np.log(2.0 * np.pi))),
     )
 
@@ -333,12 +337,12 @@ def check_resolved(scale: float, smallest: float, noise_variance: float) -> None
 def _check_finite(gp: _Process, corrections: _Corrections, n_train: int, noise_variance: float) -> None:
     inverse = np.asarray(gp.inverse)
     smallest = 1.0 / np.linalg.eigvalsh(inverse)[-1] if np.isfinite(inverse).all() else 0.0
-    check_resolved(float(gp.variance[:n_train].max()), smallest, noise_variance)
+    check_resolved(float(gp.prior_variance[:n_train].max()), smallest, noise_variance)
     if not all(np.isfinite(a).all() for a in (gp.log_evidence, *corrections)):
         raise ValueError(
             f"The corrections at order 1/width are not finite: the kernel of the inputs reaches "
-            f"{gp.variance.max():.3g}, and they go with its square and with the fourth power of the targets. "
-            "Scale `X` and `y`."
+            f"{gp.prior_variance.max():.3g}, and they go with its square and with the fourth power of the "
+            "targets. Scale `X` and `y`."
         )
 
 

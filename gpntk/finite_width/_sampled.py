@@ -7,13 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpjax.parameters import val
 from jax.typing import ArrayLike
 from jaxtyping import Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
 from gpntk._features import checked_features
+from gpntk.finite_width._schedule import Schedule
 from gpntk.networks import MLP
 
 _GROUPS = 64
@@ -141,8 +141,7 @@ def _conditional_moments(net, params, x):
     With $H_{kl}(c, d)$ the NTK of the last hidden preactivations, neuron k at c and l at d: the mean kernel and
     NTK, and $E[z_a z'_b H_{zz'}(c, d)]$ and $E[H_{zz'}(a, b) H_{zz'}(c, d)]$ of two different outputs z, z'.
     """
-    weight_variance = jnp.asarray(val(net.weight_variance), x.dtype)
-    bias_variance = 0.0 if net.bias_variance is None else jnp.asarray(val(net.bias_variance), x.dtype)
+    weight_variance, (bias_variance, *_, readout_bias_variance), _ = Schedule.of(net, x.dtype)
     first, *dense = [layer for layer in params[0] if "weight" in layer]
 
     def bias(parameters):
@@ -168,7 +167,7 @@ def _conditional_moments(net, params, x):
         hidden = _times_unit_matrix(kernel, z.shape[1])
     value, slope = jax.jvp(net.activation, (z,), (jnp.ones_like(z),))
     share = weight_variance / z.shape[1]
-    kernel = (bias_variance if net.readout_bias else 0.0) + share * (value @ value.T)
+    kernel = readout_bias_variance + share * (value @ value.T)
     sloped = jnp.einsum("ak,abkl,bl->abkl", slope, hidden, slope)
     tangent = kernel + share * jnp.einsum("abkk->ab", sloped)
     mixed = share**2 * jnp.einsum("ak,bl,cdkl->abcd", value, value, sloped, optimize=True)

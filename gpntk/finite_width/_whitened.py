@@ -206,7 +206,7 @@ def append(
     # What the training inputs leave over cannot be told from rounding below this.
     prior_variance = np.diagonal(np.asarray(kernel))[n_train:]
     rounding = np.finfo(float).eps * whitened.roots[0] ** 2 / floor * prior_variance
-    left_over = np.maximum(np.diagonal(np.asarray(gp.covariance)), 0.0)
+    left_over = np.maximum(np.asarray(gp.variance), 0.0)
     variance = np.maximum(left_over, rounding)
     variance = np.where(variance > 0, variance, 1.0)
     correlation = np.asarray(gp.covariance) / np.sqrt(variance[:, None] * variance[None, :])

@@ -77,11 +77,7 @@ class Point(AbstractDomain):
 
     def covariance(self, embedded1, embedded2):
         product = jnp.matmul(embedded1.x, embedded2.x.T, precision=jax.lax.Precision.HIGHEST)
-        per_row, per_column = (
-            jax.tree.map(lambda leaf: leaf[:, None], embedded1),
-            jax.tree.map(lambda leaf: leaf[None, :], embedded2),
-        )
-        return exact_at_coincidence(product, per_row, per_column)
+        return exact_at_coincidence(product, *rows_and_columns(embedded1, embedded2))
 
     def paired_covariance(self, embedded1, embedded2):
         return exact_at_coincidence(jnp.sum(embedded1.x * embedded2.x, -1), embedded1, embedded2)
@@ -92,6 +88,14 @@ class Point(AbstractDomain):
 
     def signal(self, x):
         return x
+
+
+def rows_and_columns(features1: Any, features2: Any) -> tuple[Any, Any]:
+    """Features of N1 and of N2 inputs, in shapes that broadcast against arrays over all pairs, (N1, N2, ...)."""
+    return (
+        jax.tree.map(lambda leaf: leaf[:, None], features1),
+        jax.tree.map(lambda leaf: leaf[None, :], features2),
+    )
 
 
 def fingerprint(x: Float[Array, "N D"]) -> UInt[Array, " N"]:

@@ -14,7 +14,13 @@ from jaxtyping import Array, Float
 from gpntk import _checks
 from gpntk.activations import AbstractActivation, ReLU
 from gpntk.groups import FiniteGroup
-from gpntk.networks._domains import AbstractDomain, PointFeatures, exact_at_coincidence, fingerprint
+from gpntk.networks._domains import (
+    AbstractDomain,
+    PointFeatures,
+    exact_at_coincidence,
+    fingerprint,
+    rows_and_columns,
+)
 from gpntk.networks._layers import AbstractLayer, Dense, Nonlinearity
 from gpntk.networks._planar_layers import Pool
 from gpntk.networks._pooling_network import AbstractPoolingNetwork
@@ -51,21 +57,13 @@ class GroupSignals(AbstractDomain):
         left, right = self._sides(embedded1, embedded2)
         formula = "ngd,mhd->nmgh" if self.all_pairs else "ngd,mhd->nmg"
         product = jnp.einsum(formula, left.x, right.x, precision=jax.lax.Precision.HIGHEST)
-        per_row, per_column = (
-            jax.tree.map(lambda leaf: self._expand_left(leaf)[:, None], left._replace(x=None)),
-            jax.tree.map(lambda leaf: self._expand_right(leaf)[None, :], right._replace(x=None)),
-        )
-        return exact_at_coincidence(product, per_row, per_column)
+        return exact_at_coincidence(product, *rows_and_columns(*self._over_site_pairs(left, right)))
 
     def paired_covariance(self, embedded1, embedded2):
         left, right = self._sides(embedded1, embedded2)
         formula = "ngd,nhd->ngh" if self.all_pairs else "ngd,nhd->ng"
         product = jnp.einsum(formula, left.x, right.x, precision=jax.lax.Precision.HIGHEST)
-        per_row, per_column = (
-            jax.tree.map(self._expand_left, left._replace(x=None)),
-            jax.tree.map(self._expand_right, right._replace(x=None)),
-        )
-        return exact_at_coincidence(product, per_row, per_column)
+        return exact_at_coincidence(product, *self._over_site_pairs(left, right))
 
     def _sides(self, embedded1: PointFeatures, embedded2: PointFeatures) -> tuple[PointFeatures, PointFeatures]:
         """Where all depends on g g'^-1, the second input is wanted at the identity alone."""
@@ -73,11 +71,12 @@ class GroupSignals(AbstractDomain):
             embedded2 = jax.tree.map(lambda leaf: leaf[:, self.group.identity, None], embedded2)
         return embedded1, embedded2
 
-    def _expand_left(self, leaf: Float[Array, "N order"]) -> Float[Array, "N order ..."]:
-        return leaf[:, :, None] if self.all_pairs else leaf
-
-    def _expand_right(self, leaf: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
-        return leaf[:, None, :] if self.all_pairs else leaf
+    def _over_site_pairs(self, left: PointFeatures, right: PointFeatures) -> tuple[Any, Any]:
+        """Features but for the patches themselves, in shapes that broadcast against (N, *sites of a pair)."""
+        left, right = left._replace(x=None), right._replace(x=None)
+        if not self.all_pairs:
+            return left, right
+        return jax.tree.map(lambda leaf: leaf[:, :, None], left), jax.tree.map(lambda leaf: leaf[:, None], right)
 
     def align_left(self, leaf):
         return jnp.expand_dims(leaf, 2 if self.all_pairs else 1)
@@ -218,9 +217,6 @@ class FiniteGroupCNN(AbstractPoolingNetwork):
 
     def is_invariant(self, group):
         return group == self.group
-
-    def arrange(self, kernel):
-        return kernel
 
 
 def _full_supports(group: FiniteGroup, depth: int) -> Supports:

@@ -1,7 +1,7 @@
 """Layers: how each transforms kernels in the limit of infinite width, and activations at finite width."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -116,6 +116,26 @@ class Nonlinearity(AbstractLayer):
         return self.activation(x)
 
 
+def variance_through(
+    layers: Iterable[AbstractLayer], variance: Float[Array, " N *sites"]
+) -> tuple[Float[Array, " N *sites"], tuple[Any, ...]]:
+    """Variance of each input after some layers, and what each of them needs to know of one input."""
+    features = []
+    for layer in layers:
+        variance, layer_features = layer.transform_variance(variance)
+        features.append(layer_features)
+    return variance, tuple(features)
+
+
+def kernels_through(
+    layers: Iterable[AbstractLayer], state: KernelState, features1: Iterable[Any], features2: Iterable[Any]
+) -> KernelState:
+    """Kernels after some layers, from those before and the features of both inputs at each of them."""
+    for layer, layer_features1, layer_features2 in zip(layers, features1, features2, strict=True):
+        state = layer.propagate(state, layer_features1, layer_features2)
+    return state
+
+
 class Repeat(AbstractLayer):
     """A sequence of layers, repeated. Kernels go through one compiled loop, however deep the network.
 
@@ -126,23 +146,13 @@ class Repeat(AbstractLayer):
     times: int = eqx.field(static=True)
 
     def transform_variance(self, variance):
-        def step(variance, _):
-            features = []
-            for layer in self.layers:
-                variance, layer_features = layer.transform_variance(variance)
-                features.append(layer_features)
-            return variance, tuple(features)
-
+        step = lambda variance, _: variance_through(self.layers, variance)  # noqa: E731
         variance, features = jax.lax.scan(step, variance, length=self.times)
         # Repetitions go to the last axis: the leading ones belong to inputs and sites.
         return variance, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), features)
 
     def propagate(self, state, features1, features2):
-        def step(state, features):
-            for layer, layer_features1, layer_features2 in zip(self.layers, *features, strict=True):
-                state = layer.propagate(state, layer_features1, layer_features2)
-            return state, None
-
+        step = lambda state, features: (kernels_through(self.layers, state, *features), None)  # noqa: E731
         features = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), (features1, features2))
         return jax.lax.scan(step, state, features, length=self.times)[0]
 

@@ -18,8 +18,8 @@ from gpntk import _checks
 from gpntk.activations import AbstractActivation, ReLU
 from gpntk.activations._series import SeriesFeatures
 from gpntk.groups import AbstractGroup
-from gpntk.networks._domains import AbstractDomain
-from gpntk.networks._layers import AbstractLayer, Dense
+from gpntk.networks._domains import AbstractDomain, rows_and_columns
+from gpntk.networks._layers import AbstractLayer, Dense, kernels_through, variance_through
 from gpntk.networks._state import KernelState
 
 # An order of magnitude below the 1% that sampled networks resolve; tanh reaches it at variance 20.
@@ -120,12 +120,7 @@ class AbstractNetwork(eqx.Module):
     def features(self, x: Float[Array, "N D"]) -> NetworkFeatures:
         """What depends on one input only: its embedding, its features at every layer, its final variance."""
         embedded = self.domain.embed(x)
-        variance = self.domain.variance(embedded)
-        features = []
-        for layer in self.layers:
-            variance, layer_features = layer.transform_variance(variance)
-            features.append(layer_features)
-        return NetworkFeatures(embedded, variance, tuple(features))
+        return NetworkFeatures(embedded, *variance_through(self.layers, self.domain.variance(embedded)))
 
     def kernels(self, features1: NetworkFeatures, features2: NetworkFeatures) -> KernelState:
         """NNGP and NTK of all pairs of inputs, of shape (N1, N2) each."""
@@ -136,12 +131,7 @@ class AbstractNetwork(eqx.Module):
     ) -> KernelState:
         """Kernels of all pairs of inputs after some layers, whose features come with the inputs."""
         nngp = self.domain.covariance(features1.embedded, features2.embedded)
-        left, right = self._aligned(features1, features2)
-        per_row, per_column = (
-            jax.tree.map(lambda leaf: leaf[:, None], left),
-            jax.tree.map(lambda leaf: leaf[None, :], right),
-        )
-        return propagate(layers, nngp, per_row, per_column)
+        return propagate(layers, nngp, *rows_and_columns(*self._aligned(features1, features2)))
 
     def diagonal(self, features: NetworkFeatures) -> KernelState:
         """NNGP and NTK of each input with itself, of shape (N,) each."""
@@ -198,7 +188,9 @@ class AbstractNetwork(eqx.Module):
 
     # Finite width
 
-    def init(self, key: PRNGKeyArray, input_dim: int | None = None, width: int = 256, n_outputs: int = 1):
+    def init(
+        self, key: PRNGKeyArray, input_dim: int | None = None, width: int = 256, n_outputs: int = 1
+    ) -> list[Any]:
         """Random parameters of a finite network: standard normal, one dictionary per layer.
 
         Args:
@@ -206,6 +198,9 @@ class AbstractNetwork(eqx.Module):
             input_dim: number of columns of the inputs; needed only where the architecture does not fix it.
             width: width (number of channels) of the last hidden layer.
             n_outputs: number of outputs.
+
+        Returns:
+            What `apply` takes as `params`, a pytree of arrays.
 
         Raises:
             ValueError: for numbers below 1, and an `input_dim` that is missing or does not fit the architecture.
@@ -325,10 +320,7 @@ def _series_error(features: NetworkFeatures) -> float:
 
 def propagate(layers, nngp: Float[Array, "..."], features1, features2) -> KernelState:
     """Kernels after some layers, from those of the inputs and the features of both at every layer."""
-    state = KernelState(nngp, jnp.zeros_like(nngp))
-    for layer, layer_features1, layer_features2 in zip(layers, features1, features2, strict=True):
-        state = layer.propagate(state, layer_features1, layer_features2)
-    return state
+    return kernels_through(layers, KernelState(nngp, jnp.zeros_like(nngp)), features1, features2)
 
 
 def variance_parameter(name: str, value: Any, *, may_vanish: bool) -> Any:

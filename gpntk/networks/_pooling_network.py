@@ -1,7 +1,5 @@
 """Networks whose outputs are means over the sites of a domain."""
 
-import abc
-
 from jaxtyping import Array, Float
 
 from gpntk.networks._network import AbstractNetwork, NetworkFeatures
@@ -11,9 +9,9 @@ from gpntk.networks._state import KernelState
 class AbstractPoolingNetwork(AbstractNetwork):
     """A network whose last layer before the readout pools over sites; without it, outputs are equivariant."""
 
-    @abc.abstractmethod
     def arrange(self, kernel: Float[Array, "N1 N2 *sites"]) -> Float[Array, "N1 N2 ..."]:
-        """Kernels over the sites of pairs in the layout that users see."""
+        """Kernels over the sites of pairs in the layout that users see; by default as they are."""
+        return kernel
 
     def check_unpooled(self) -> None:
         """Raise `ValueError` if the architecture has no unpooled kernels; by default all have."""

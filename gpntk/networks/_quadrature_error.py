@@ -20,6 +20,7 @@ from jaxtyping import Float
 from gpntk import _checks
 from gpntk.activations import AbstractActivation
 from gpntk.groups._wigner import cosets, inverse_wigner, padded, quadrature_order, quadrature_weights
+from gpntk.networks._layers import variance_through
 from gpntk.networks._mlp import MLP
 from gpntk.networks._network import NetworkFeatures, propagate
 
@@ -188,12 +189,8 @@ def _pointwise_kernels(problem: _Problem, correlations) -> Float[np.ndarray, "2 
 
 @eqx.filter_jit
 def _dense_kernels(mlp, correlations):
-    variance, features = jnp.ones(()), []
-    for layer in mlp.layers:
-        variance, layer_features = layer.transform_variance(variance)
-        features.append(layer_features)
-    state = propagate(mlp.layers, jnp.asarray(correlations), features, features)
-    return tuple(state)
+    _, features = variance_through(mlp.layers, jnp.ones(()))
+    return tuple(propagate(mlp.layers, jnp.asarray(correlations), features, features))
 
 
 def _is_kinked(problem: _Problem) -> bool:

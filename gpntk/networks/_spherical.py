@@ -182,9 +182,6 @@ class SphericalCNN(AbstractPoolingNetwork):
         same_signals = (group.bandlimit, group.channels) == (self.bandlimit, self.channels)
         return same_signals and (self.inversion or not group.inversion)
 
-    def arrange(self, kernel):
-        return kernel
-
     def arguments(self):
         arguments = super().arguments()
         if self._chosen:

@@ -150,7 +150,7 @@ def test_draws_of_many_outputs(x64, statistics):
 
 
 def test_keys_are_checked(statistics):
-    with pytest.raises(TypeError, match="`key` must be a JAX random key, such as"):
+    with pytest.raises(TypeError, match="`key` must be a JAX random key such as"):
         QuarticAction.from_cumulants(statistics, 100).sample(0)
 
 
