@@ -27,7 +27,7 @@ from gpntk.kernels._tiles import (
 )
 
 # Rows and columns of what devices compute and send at a time, beside the matrix all that they hold.
-_LARGEST_FIELD = 2048
+_LARGEST_BLOCK = 2048
 _AXIS = "devices"
 _EVERYWHERE, _ROWS = PartitionSpec(), PartitionSpec(_AXIS)
 
@@ -76,77 +76,123 @@ def sharded_gram(pair: Callable, diagonal: Callable, features: Any, grouping: Gr
     The devices stand in a circle. Each evaluates its rows with those of the devices on the next half of the
     circle, and sends their mirror images there; opposite devices divide what they share like a chessboard.
     """
-    count, parts = mesh.size, _parts(features, mesh)
-    # A chessboard has an even number of fields on a side.
-    fields = _fields(parts.block, even=count % 2 == 0)
-    inner = Tiling(parts.block, fields, math.ceil(parts.block / fields))
-    rows, columns = np.indices((fields, fields)).reshape(2, -1)
+    parts = _parts(features, mesh)
 
-    def panel(pair, diagonal, features):
-        here = _here()
-        own = inner.pad(parts.take(features, here))
+    def rows(pair, diagonal, features):
+        panel = _GramPanel(pair, diagonal, features, grouping, parts)
+        values = panel.with_own_square(panel.empty())
+        for step in range(1, (mesh.size + 1) // 2):
+            values = panel.with_exchange(values, step, panel.fields, panel.fields)
+        if mesh.size % 2 == 0:
+            values = panel.with_exchange(values, mesh.size // 2, *panel.chessboard())
+        return panel.without_padding(panel.with_exact_diagonal(values))
 
-        def write(panel, block, row, device, column):
-            start = row * inner.block, device * inner.padded + column * inner.block
-            return jax.tree.map(lambda p, b: jax.lax.dynamic_update_slice(p, b, start), panel, block)
-
-        def on_diagonal(panel, index):
-            block = gram_blocks(pair, diagonal, inner.take(own, index), grouping)
-            return write(panel, block, index, here, index), None
-
-        def beside_it(panel, index):
-            row, column = index
-            block = cross_blocks(pair, inner.take(own, row), inner.take(own, column), grouping)
-            panel = write(panel, block, row, here, column)
-            return write(panel, _transposed(block), column, here, row), None
-
-        def exchange(panel, step, mine, theirs):
-            """With the device `step` places ahead the fields `mine`, of which the one behind sends me `theirs`."""
-            there, behind = (here + step) % count, (here - step) % count
-            others = inner.pad(parts.take(features, there))
-
-            def field(panel, indices):
-                (row, column), (their_row, their_column) = indices
-                block = cross_blocks(pair, inner.take(own, row), inner.take(others, column), grouping)
-                arrived = _sent(_transposed(block), step, count)
-                panel = write(panel, block, row, there, column)
-                return write(panel, arrived, their_column, behind, their_row), None
-
-            return jax.lax.scan(field, panel, (mine, theirs))[0]
-
-        values = jax.eval_shape(pair, inner.take(own, 0), inner.take(own, 0))
-        panel = jax.tree.map(lambda leaf: jnp.zeros((inner.padded, count * inner.padded), leaf.dtype), values)
-        panel = jax.lax.scan(on_diagonal, panel, np.arange(fields))[0]
-        panel = jax.lax.scan(beside_it, panel, np.triu_indices(fields, 1))[0]
-        for step in range(1, (count + 1) // 2):
-            panel = exchange(panel, step, (rows, columns), (rows, columns))
-        if count % 2 == 0:
-            colours = [tuple(i[(rows + columns) % 2 == colour] for i in (rows, columns)) for colour in (0, 1)]
-            white, black = (jax.tree.map(jnp.asarray, squares) for squares in colours)
-            low = here < count // 2
-            mine, theirs = (jax.tree.map(lambda w, b, c=c: jnp.where(c, w, b), white, black) for c in (low, ~low))
-            panel = exchange(panel, count // 2, mine, theirs)
-        # Once more the diagonal, evaluated with the same neighbours as by `sharded_diagonal`: the same bits.
-        index, exact = np.arange(inner.size), diagonal_blocks(diagonal, parts.take(features, here), grouping)
-        place = index, here * inner.padded + index
-        panel = jax.tree.map(lambda p, values: p.at[place].set(values), panel, exact)
-        if inner.padded > inner.size:
-            panel = jax.tree.map(without_padding, panel)
-        return panel
-
-    def without_padding(panel):
-        by_device = panel.reshape(inner.padded, count, inner.padded)
-        return by_device[: inner.size, :, : inner.size].reshape(inner.size, -1)
-
-    matrix = _on_devices(panel, mesh, _ROWS, pair, diagonal, parts.pad(features))
+    matrix = _on_devices(rows, mesh, _ROWS, pair, diagonal, parts.pad(features))
     return jax.tree.map(lambda leaf: leaf[: parts.size, : parts.size], matrix)
 
 
-def _fields(size: int, even: bool) -> int:
-    """Into how many parts the rows of a device are divided: if possible equal ones, which need no padding."""
-    fewest = math.ceil(size / _LARGEST_FIELD)
-    candidates = [fields for fields in range(fewest, 2 * fewest + 2) if not (even and fields % 2)]
-    return next((fields for fields in candidates if size % fields == 0), candidates[0])
+class _GramPanel:
+    """The rows of a Gram matrix on the device at hand, with all columns, while they are computed.
+
+    The inputs of every device are divided into blocks; what a block of rows and one of columns make is a *field*.
+
+    Args:
+        pair: as for `gram_blocks`.
+        diagonal: as for `gram_blocks`.
+        features: of all inputs, padded by `parts`.
+        grouping: as for `gram_blocks`.
+        parts: the inputs of each device.
+    """
+
+    def __init__(self, pair: Callable, diagonal: Callable, features: Any, grouping: Grouping, parts: Tiling):
+        self.pair, self.diagonal, self.features, self.grouping = pair, diagonal, features, grouping
+        self.parts, self.count, self.here = parts, parts.tiles, _here()
+        # A chessboard has an even number of fields on a side.
+        n_blocks = _n_blocks(parts.block, even=self.count % 2 == 0)
+        self.blocks = Tiling(parts.block, n_blocks, math.ceil(parts.block / n_blocks))
+        self.fields = tuple(np.indices((n_blocks, n_blocks)).reshape(2, -1))
+        self.own = self.inputs_of(self.here)
+
+    def inputs_of(self, device) -> Any:
+        """Features of the inputs of a device, padded to whole blocks."""
+        return self.blocks.pad(self.parts.take(self.features, device))
+
+    def empty(self) -> Any:
+        """Zeros in the place of values."""
+        one = self.blocks.take(self.own, 0)
+        shape = self.blocks.padded, self.count * self.blocks.padded
+        return jax.tree.map(lambda leaf: jnp.zeros(shape, leaf.dtype), jax.eval_shape(self.pair, one, one))
+
+    def field(self, row, others: Any, column) -> Any:
+        """Values of one of our blocks and one of the inputs of any device."""
+        return cross_blocks(
+            self.pair, self.blocks.take(self.own, row), self.blocks.take(others, column), self.grouping
+        )
+
+    def write(self, values: Any, field: Any, row, device, column) -> Any:
+        """The values with those of one field, whose columns are of the given device."""
+        start = row * self.blocks.block, device * self.blocks.padded + column * self.blocks.block
+        return jax.tree.map(lambda v, f: jax.lax.dynamic_update_slice(v, f, start), values, field)
+
+    def with_own_square(self, values: Any) -> Any:
+        """Our inputs with each other."""
+
+        def on_diagonal(values, index):
+            square = gram_blocks(self.pair, self.diagonal, self.blocks.take(self.own, index), self.grouping)
+            return self.write(values, square, index, self.here, index), None
+
+        def beside_it(values, index):
+            row, column = index
+            field = self.field(row, self.own, column)
+            values = self.write(values, field, row, self.here, column)
+            return self.write(values, _transposed(field), column, self.here, row), None
+
+        values = jax.lax.scan(on_diagonal, values, np.arange(self.blocks.tiles))[0]
+        return jax.lax.scan(beside_it, values, np.triu_indices(self.blocks.tiles, 1))[0]
+
+    def with_exchange(self, values: Any, step: int, mine: Any, theirs: Any) -> Any:
+        """With the device `step` places ahead the fields `mine`, of which the one behind sends me `theirs`."""
+        there, behind = (self.here + step) % self.count, (self.here - step) % self.count
+        others = self.inputs_of(there)
+
+        def exchange(values, indices):
+            (row, column), (their_row, their_column) = indices
+            field = self.field(row, others, column)
+            arrived = _sent(_transposed(field), step, self.count)
+            values = self.write(values, field, row, there, column)
+            return self.write(values, arrived, their_column, behind, their_row), None
+
+        return jax.lax.scan(exchange, values, (mine, theirs))[0]
+
+    def chessboard(self) -> tuple[Any, Any]:
+        """Of the fields that opposite devices share: those that we evaluate, and those that the other one does."""
+        rows, columns = self.fields
+        white, black = (tuple(i[(rows + columns) % 2 == c] for i in (rows, columns)) for c in (0, 1))
+        low = self.here < self.count // 2
+        mine, theirs = (jax.tree.map(lambda w, b, c=c: jnp.where(c, w, b), white, black) for c in (low, ~low))
+        return mine, theirs
+
+    def with_exact_diagonal(self, values: Any) -> Any:
+        """Once more the diagonal, evaluated with the same neighbours as by `sharded_diagonal`: the same bits."""
+        exact = diagonal_blocks(self.diagonal, self.parts.take(self.features, self.here), self.grouping)
+        index = np.arange(self.blocks.size)
+        place = index, self.here * self.blocks.padded + index
+        return jax.tree.map(lambda v, e: v.at[place].set(e), values, exact)
+
+    def without_padding(self, values: Any) -> Any:
+        """The values of whole inputs."""
+        size, padded = self.blocks.size, self.blocks.padded
+        if size == padded:
+            return values
+        by_device = jax.tree.map(lambda v: v.reshape(padded, self.count, padded), values)
+        return jax.tree.map(lambda v: v[:size, :, :size].reshape(size, -1), by_device)
+
+
+def _n_blocks(size: int, even: bool) -> int:
+    """Into how many parts the inputs of a device are divided: if possible equal ones, which need no padding."""
+    fewest = math.ceil(size / _LARGEST_BLOCK)
+    candidates = [n for n in range(fewest, 2 * fewest + 2) if not (even and n % 2)]
+    return next((n for n in candidates if size % n == 0), candidates[0])
 
 
 def _transposed(block: Any) -> Any:
