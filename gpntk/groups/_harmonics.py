@@ -13,6 +13,7 @@ All tables are NumPy constants in double precision, made once.
 """
 
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Complex, Float, Int
@@ -20,6 +21,18 @@ from jaxtyping import Complex, Float, Int
 from gpntk import _checks
 
 GRIDS = ("mw", "mwss", "dh", "gl", "healpix")
+
+
+def bandlimit_of(a: Any) -> int:
+    """The bandlimit L of coefficients `a` of shape (..., L * L).
+
+    Raises:
+        ValueError: if the last axis is not a square number long.
+    """
+    bandlimit = round(np.sqrt(a.shape[-1])) if a.ndim else 0
+    if bandlimit == 0 or bandlimit**2 != a.shape[-1]:
+        raise ValueError(f"`a` must have shape (..., L * L), got {a.shape}.")
+    return bandlimit
 
 
 def degrees(bandlimit: int) -> Int[np.ndarray, " L*L"]:
@@ -159,9 +172,7 @@ def complex_coefficients(a: Float[np.ndarray, "... L*L"]) -> Complex[np.ndarray,
         ValueError: if the last axis is not a square number long.
     """
     a = np.asarray(_checks.real_array("a", a), float)
-    bandlimit = round(np.sqrt(a.shape[-1])) if a.ndim else 0
-    if bandlimit == 0 or bandlimit**2 != a.shape[-1]:
-        raise ValueError(f"`a` must have shape (..., L * L), got {a.shape}.")
+    bandlimit = bandlimit_of(a)
     flm = np.zeros((*a.shape[:-1], bandlimit, 2 * bandlimit - 1), complex)
     for degree, columns in enumerate(degree_slices(bandlimit)):
         flm[..., degree, bandlimit - 1 - degree : bandlimit + degree] = a[..., columns] @ real_basis(degree).conj()

@@ -13,6 +13,7 @@ from gpntk import _checks
 from gpntk.groups._base import AbstractGroup
 from gpntk.groups._harmonics import (
     analysis,
+    bandlimit_of,
     check_grid,
     degree_slices,
     degrees,
@@ -152,8 +153,10 @@ class SO3(AbstractGroup):
             ValueError: if the shapes do not fit.
         """
         coefficients = self.coefficients(x)
-        size = len(coefficients)
-        moved = rotate_coefficients(coefficients, _angles(angles, size)[..., None, :])
+        size, angles = len(coefficients), _euler(angles)
+        if angles.shape not in ((3,), (size, 3)):
+            raise ValueError(f"`angles` must have shape (3,) or ({size}, 3), got {angles.shape}.")
+        moved = rotate_coefficients(coefficients, angles[..., None, :])
         if self.sampling == "coefficients":
             return moved.reshape(size, -1)
         matrix = synthesis(self.bandlimit, self.sampling, self.nside).astype(moved.dtype)
@@ -215,17 +218,14 @@ def rotate_coefficients(a: Float[Array, "... L*L"], angles: Float[ArrayLike, "..
         ValueError: if the last axis of `a` is not a square number long, or that of `angles` is not 3 long.
     """
     a = _checks.floating_array("a", a)
-    bandlimit = round(np.sqrt(a.shape[-1])) if a.ndim else 0
-    if bandlimit == 0 or bandlimit**2 != a.shape[-1]:
-        raise ValueError(f"`a` must have shape (..., L * L), got {a.shape}.")
+    bandlimit = bandlimit_of(a)
     alpha, beta, gamma = jnp.moveaxis(_euler(angles).astype(a.dtype), -1, 0)
-    turned = _turn(_z_rotation(a, gamma), bandlimit, inverse=False)
-    turned = _turn(_z_rotation(turned, beta), bandlimit, inverse=True)
-    return _z_rotation(turned, alpha)
+    turned = _turn(_z_rotation(a, bandlimit, gamma), bandlimit, inverse=False)
+    turned = _turn(_z_rotation(turned, bandlimit, beta), bandlimit, inverse=True)
+    return _z_rotation(turned, bandlimit, alpha)
 
 
-def _z_rotation(a: Float[Array, "... L*L"], angle: Float[Array, "..."]) -> Float[Array, "... L*L"]:
-    bandlimit = round(np.sqrt(a.shape[-1]))
+def _z_rotation(a: Float[Array, "... L*L"], bandlimit: int, angle: Float[Array, "..."]) -> Float[Array, "... L*L"]:
     phase = jnp.asarray(angle)[..., None] * orders(bandlimit).astype(a.dtype)
     return jnp.cos(phase) * a - jnp.sin(phase) * a[..., opposite_orders(bandlimit)]
 
@@ -279,11 +279,4 @@ def _euler(angles: Any) -> Float[Array, "... 3"]:
     angles = _checks.floating_array("angles", angles)
     if angles.shape[-1:] != (3,):
         raise ValueError(f"`angles` must have shape (..., 3), got {angles.shape}.")
-    return angles
-
-
-def _angles(angles: Any, n: int) -> Float[Array, "*n 3"]:
-    angles = _checks.floating_array("angles", angles)
-    if angles.shape not in ((3,), (n, 3)):
-        raise ValueError(f"`angles` must have shape (3,) or ({n}, 3), got {angles.shape}.")
     return angles

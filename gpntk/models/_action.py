@@ -13,7 +13,7 @@ from gpntk import _checks
 from gpntk.finite_width._action import QuarticAction
 from gpntk.finite_width._cumulants import cumulants
 from gpntk.finite_width._posterior import checked_targets
-from gpntk.models._setup import check_source, preparation
+from gpntk.models._setup import check_source, preparation, sample_noise
 from gpntk.networks import MLP
 
 
@@ -69,10 +69,7 @@ def quartic_action_regression(
     if y is not None and outputs != action.n_outputs:
         raise ValueError(f"`y` has {outputs} output(s), but `action` has {action.n_outputs}.")
     z = jnp.asarray(numpyro.sample("z", action))
-    if isinstance(noise_variance, Distribution):
-        noise = numpyro.sample("noise_variance", noise_variance)
-    else:
-        noise = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    noise = sample_noise(noise_variance)
     numpyro.sample("y", Normal(z[: len(x)], jnp.sqrt(noise)).to_event(2), obs=y)
     if len(x_test):
         numpyro.deterministic("f", z[len(x) :] if columns else z[len(x) :, 0])

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -92,10 +93,4 @@ def finite_width_classification(
     mean, variance = posterior_rows(rows, coordinates, moved, None)
     sample_outputs(rows, mean, variance, True)
     noisy = numpyro.sample("logits", Normal(mean, jnp.sqrt(variance + nugget)).to_event(2))
-    numpyro.deterministic("probabilities", jnp.exp(noisy - _log_normaliser(noisy)))
-
-
-def _log_normaliser(logits):
-    """Over classes, keeping the axis."""
-    highest = jnp.max(logits, axis=-1, keepdims=True)
-    return highest + jnp.log(jnp.sum(jnp.exp(logits - highest), axis=-1, keepdims=True))
+    numpyro.deterministic("probabilities", jax.nn.softmax(noisy, axis=-1))

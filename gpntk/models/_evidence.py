@@ -1,7 +1,5 @@
 """Hyperparameters of networks by their evidence."""
 
-from typing import Any
-
 import numpy as np
 import numpyro
 from jax.typing import ArrayLike
@@ -11,6 +9,7 @@ from numpyro.distributions import Distribution
 from gpntk import _checks
 from gpntk.finite_width._posterior import checked_targets, condition, finite_width_posterior
 from gpntk.kernels import nngp_and_ntk
+from gpntk.models._setup import sample_noise
 from gpntk.networks import MLP
 
 
@@ -57,11 +56,7 @@ def evidence_regression(
         if prior is not None:
             _checks.instance(name, prior, Distribution, "a NumPyro distribution or None")
     changes = {name: numpyro.sample(name, prior) for name, prior in priors.items() if prior is not None}
-    noise: Any = noise_variance
-    if isinstance(noise_variance, Distribution):
-        noise = numpyro.sample("noise_variance", noise_variance)
-    else:
-        noise = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    noise = sample_noise(noise_variance)
     net = net.replace(**changes)
     if _checks.real_number("width", width, minimum=1.0, infinite=True) == np.inf:
         x = _checks.inputs("X", X, net.n_features)

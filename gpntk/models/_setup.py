@@ -147,6 +147,13 @@ def sample_exponent(whitened: WhitenedKernel):
     return coordinates, offset + jnp.einsum("k,kij->ij", coordinates, modes)
 
 
+def sample_noise(noise_variance: Any) -> Any:
+    """The noise variance: a checked number, or a draw from its prior, site `noise_variance`."""
+    if isinstance(noise_variance, Distribution):
+        return numpyro.sample("noise_variance", noise_variance)
+    return _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+
+
 def half_exponential_times(exponent, columns):
     """exp(E/2) times columns, in the coordinates of the modes."""
     size = len(exponent)

@@ -49,6 +49,7 @@ def empirical_ntk(
     Raises:
         ValueError: if inputs are not finite 2-D arrays of matching dimension, if `params` are not those of
             `net`, or for an unknown `outputs`.
+        TypeError: if `net` is not an architecture.
 
     >>> import gpntk, jax
     >>> net = gpntk.MLP(depth=1)
@@ -77,6 +78,7 @@ def linearize(net: AbstractNetwork, params: list) -> Callable[[list, Float[Array
 
     Raises:
         ValueError: if `params` are not those of `net`.
+        TypeError: if `net` is not an architecture.
     """
     check_parameters(net, params)
 

@@ -45,6 +45,7 @@ def readout_kernels(
     Raises:
         ValueError: if inputs are not finite 2-D arrays of matching dimension, or `params` are not those of
             `net`.
+        TypeError: if `net` is not an architecture.
     """
     params, x1, x2 = checked(net, params, x1, x2)
     nngp, ntk = _readout_kernels(net, params[:-1], x1, x2)
@@ -91,7 +92,7 @@ def sample_kernels(
     Raises:
         ValueError: if `X` is not a finite 2-D array that fits the architecture, `width` < 1, or
             `n_samples` < 2.
-        TypeError: if `key` is not a random key.
+        TypeError: if `net` is not an architecture, or `key` not a random key.
     """
     _checks.instance("net", net, AbstractNetwork, "an architecture such as gpntk.MLP()")
     X = _checks.inputs("X", X, net.n_features)

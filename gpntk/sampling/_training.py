@@ -65,7 +65,7 @@ def train(
     Raises:
         ValueError: if `X` is not a finite 2-D array that fits the architecture, `y` does not fit `X` and the
             outputs, `params` are not those of `net`, or for options out of range.
-        TypeError: if `optimizer` is not an optax optimiser.
+        TypeError: if `net` is not an architecture, or `optimizer` not an optax optimiser.
 
     Warns:
         RuntimeWarning: if training diverged, that is, if the last objective is not a finite number.
@@ -124,7 +124,7 @@ def train_ensemble(
 
     Raises:
         ValueError: as `train`, and for `members`, `width` or `batch_size` below 1.
-        TypeError: if `optimizer` is not an optax optimiser, or `key` not a random key.
+        TypeError: if `net` is not an architecture, `optimizer` not an optax optimiser, or `key` not a random key.
 
     Warns:
         RuntimeWarning: if any member diverged.
