@@ -176,7 +176,7 @@ def all_times(results: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, f
 
 def uci_regression(results: Json) -> str:
     """Wins and losses: errors, not times."""
-    ours, theirs = results["NTKRegressor"], results["GaussianProcessRegressor"]
+    ours, theirs = (results.get(model, {}) for model in ("NTKRegressor", "GaussianProcessRegressor"))
     rows = []
     for table in ours:
         splits = sorted(set(ours[table]) & set(theirs.get(table, {})), key=int)

@@ -2,7 +2,6 @@
 
     python benchmarks/uci_regression.py path/to/uci          # all ten splits of six tables; about an hour
     python benchmarks/uci_regression.py path/to/uci --short  # two splits of the smallest table
-    python benchmarks/uci_regression.py --summary            # the table of the documentation, from the results
 
 The folder holds one `.npz` file a table, with arrays X (N, d), y (N,) and test_mask (N, splits). Inputs and
 targets are standardised on the training rows of each split, and only those rows choose hyperparameters:
@@ -32,31 +31,27 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from sklearn.preprocessing import StandardScaler
 
 import measure
+import report
 
 RESULTS = Path(__file__).resolve().parent / "results" / "uci_regression.json"
 TABLES = ("yacht", "housing", "energy", "concrete", "airfoil", "wine")
 DEPTHS, WEIGHT_VARIANCES, BIAS_VARIANCES = (1, 2, 3), (0.1, 0.5, 2.0, 8.0), (0.1, 1.0)
 RELATIVE_ALPHAS = np.geomspace(1e-9, 1.0, 28)  # in units of the mean diagonal of the Gram matrix
-OURS, RBF_PROCESS = "NTKRegressor", "GaussianProcessRegressor"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="folder of the .npz tables")
+    parser.add_argument("folder", type=Path, help="folder of the .npz tables")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--short", action="store_true", help="two splits of the smallest table")
-    parser.add_argument("--summary", action="store_true", help="only print the table of stored results")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file, read and extended")
     args = parser.parse_args()
     if args.short:
         args.tables, args.splits, args.results = ("yacht",), 2, args.results.with_name("uci_regression_short.json")
-    if not args.summary:
-        if args.folder is None:
-            parser.error("the folder of the tables is needed")
-        run(args)
-    print(summary(json.loads(args.results.read_text())))
+    run(args)
+    print(report.uci_regression(json.loads(args.results.read_text())))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -130,22 +125,7 @@ def rbf_process(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray) ->
     return model.predict(x_test), str(model.kernel_)
 
 
-MODELS = {OURS: ntk, RBF_PROCESS: rbf_process}
-
-
-def summary(results: dict) -> str:
-    """Mean test RMSE of both models and the paired difference over splits, with standard errors."""
-    rows = []
-    for name in TABLES:
-        ours, theirs = (results.get(model, {}).get(name, {}) for model in (OURS, RBF_PROCESS))
-        splits = sorted(set(ours) & set(theirs), key=int)
-        if len(splits) < 2:
-            continue
-        pair = np.array([[side[s]["rmse"] for s in splits] for side in (ours, theirs)])
-        columns = [*pair, pair[0] - pair[1]]
-        cells = [f"{c.mean():.4f} +- {c.std(ddof=1) / len(splits) ** 0.5:.4f}" for c in columns]
-        rows.append([name, str(len(splits)), *cells])
-    return measure.table(["table", "splits", OURS, RBF_PROCESS, "difference"], rows)
+MODELS = {"NTKRegressor": ntk, "GaussianProcessRegressor": rbf_process}
 
 
 if __name__ == "__main__":
