@@ -4,7 +4,7 @@ import abc
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -56,6 +56,16 @@ from gpntk.kernels import NNGP, NTK, GramOperator, nngp_and_ntk
 _LARGEST_STORED_GRAM = 2**31
 
 
+def _computed_once(method: Callable) -> Callable:
+    """A method without arguments whose result is kept, unless something it depends on is traced."""
+
+    @functools.wraps(method)
+    def kept(self):
+        return self._cached(method.__name__, lambda: method(self))
+
+    return kept
+
+
 class AbstractKernelTraining(abc.ABC):
     """Training in the limit of infinite width, where the outputs are a linear map of the targets.
 
@@ -87,7 +97,7 @@ class AbstractKernelTraining(abc.ABC):
         self._iterative = _iterative(solver, self.X)
         self.solver_report: SolverReport | None = None
         if self._iterative is None:
-            self._gram()  # an infinite one is refused here
+            self.gram  # noqa: B018 (an infinite one is refused here)
         else:
             self._operator()
 
@@ -126,9 +136,7 @@ class AbstractKernelTraining(abc.ABC):
         prior = self._cast(lx.diagonal(prior.diagonal(X_test)) if diagonal else prior.gram(X_test).as_matrix())
         if self._iterative is None and not self._by_cholesky(times) and not _checks.is_traced(self._dependencies):
             clock = self._clock(times)
-            system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
-            rotated = self._cached("rotated_prior", self._rotated_prior)
-            weights = self._root_weights
+            system, rotated, weights = self._resolved_eigensystem(clock), self._rotated_prior(), self._root_weights
             return spread_in_eigenbasis(
                 self._response, system, clock, rotated, weights, prior, prior_cross, cross, diagonal
             )
@@ -167,10 +175,9 @@ class AbstractKernelTraining(abc.ABC):
         if self._iterative is not None:
             return self._respond_iteratively(times, rhs, self._iterative)
         if self._by_cholesky(times):
-            return solved(self._cached("cholesky", self._cholesky), self._root_weights, rhs, len(times))
+            return solved(self._cholesky(), self._root_weights, rhs, len(times))
         clock = self._clock(times)
-        system = self._resolved(self._cached("eigensystem", self._eigensystem), clock)
-        return responded(self._response, system, clock, self._root_weights, rhs)
+        return responded(self._response, self._resolved_eigensystem(clock), clock, self._root_weights, rhs)
 
     def _respond_iteratively(self, times, rhs, settings: MatrixFree):
         gram = self._regularised_gram()
@@ -179,8 +186,7 @@ class AbstractKernelTraining(abc.ABC):
         limit: Any = None
         finite, reports = iter(()), []
         if at_infinity.any():
-            precondition = self._cached("preconditioner", lambda: gram.preconditioner(settings.rank))
-            limit, report = solve(gram, precondition, rhs, settings)
+            limit, report = solve(gram, self._preconditioner(), rhs, settings)
             reports.append(report)
         if not at_infinity.all():
             clock = self._clock(times[~at_infinity])
@@ -203,12 +209,14 @@ class AbstractKernelTraining(abc.ABC):
 
     # Factorisations
 
+    @_computed_once
     def _eigensystem(self) -> Eigensystem:
-        return eigensystem(weighted(self._gram(), self._root_weights, self.alpha))
+        return eigensystem(weighted(self.gram, self._root_weights, self.alpha))
 
+    @_computed_once
     def _cholesky(self) -> Float[Array, "N N"]:
-        factor = factorise(self._gram(), self._root_weights, self.alpha)
-        pivot = smallest_pivot(factor, self._gram(), self._root_weights, self.alpha)
+        factor = factorise(self.gram, self._root_weights, self.alpha)
+        pivot = smallest_pivot(factor, self.gram, self._root_weights, self.alpha)
         # Each pivot is what is left of a variance given the inputs before, as a fraction of that variance. Its
         # rounding error grows like the root of the number of subtractions.
         limit = float(jnp.finfo(factor.dtype).eps) * len(factor) ** 0.5
@@ -218,12 +226,13 @@ class AbstractKernelTraining(abc.ABC):
             f"{self._described_gram} is not positive definite in the working precision. {_remedy(factor.dtype)}",
         )
 
+    @_computed_once
     def _rotated_prior(self) -> Float[Array, "N N"]:
-        vectors = self._root_weights * self._cached("eigensystem", self._eigensystem).eigenvectors
-        return quadratic(self._cached("prior_gram", self._prior_gram), vectors)
+        return quadratic(self._prior_gram(), self._root_weights * self._eigensystem().eigenvectors)
 
-    def _resolved(self, system: Eigensystem, clock) -> Eigensystem:
+    def _resolved_eigensystem(self, clock) -> Eigensystem:
         """The eigensystem, if rounding errors in its eigenvalues do not matter at this clock."""
+        system = self._eigensystem()
         return self._check_resolution(system.eigenvalues[0], system.eigenvalues[-1], system, clock)
 
     def _check_resolution(self, smallest, largest, value, clock) -> Any:
@@ -245,11 +254,12 @@ class AbstractKernelTraining(abc.ABC):
 
         It is `2 / (largest eigenvalue of the loss's Hessian)`, in the same units as `learning_rate`.
         """
-        return 2 * self._total_weight / self._cached("largest_eigenvalue", self._largest_eigenvalue)
+        return 2 * self._total_weight / self._largest_eigenvalue()
 
+    @_computed_once
     def _largest_eigenvalue(self):
         if self._iterative is None:
-            return self._cached("eigensystem", self._eigensystem).eigenvalues[-1]
+            return self._eigensystem().eigenvalues[-1]
         return largest_eigenvalue(self._regularised_gram(), self._iterative)
 
     # Kernels
@@ -264,40 +274,44 @@ class AbstractKernelTraining(abc.ABC):
         return tuple(self._cast(kernel.cross_covariance(X_test, self.X)) for kernel in (self._prior(), self.ntk))
 
     @property
+    @_computed_once
     def gram(self) -> Float[Array, "N N"]:
         """The Gram matrix of the kernel that trains, without rows of weight zero; computed if it was not."""
-        return self._gram()
+        gram = self._cast(self.ntk.gram(self.X).as_matrix())
+        message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
+        return _require(all_finite(gram), gram, message)
 
-    def _gram(self):
-        return self._cached("gram", self._training_gram)
-
+    @_computed_once
     def _operator(self) -> GramOperator:
         """The same matrix as a function of vectors, and its rows for new inputs."""
-        return self._cached("operator", lambda: GramOperator(self.ntk, self.X))
+        return GramOperator(self.ntk, self.X)
 
     def _regularised_gram(self) -> RegularisedGram:
         return RegularisedGram(self._operator(), self._root_weights, jnp.asarray(self.alpha, float))
 
-    def _training_gram(self):
-        gram = self._cast(self.ntk.gram(self.X).as_matrix())
-        message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
-        return _require(all_finite(gram), gram, message)
+    @_computed_once
+    def _preconditioner(self) -> Callable:
+        return self._regularised_gram().preconditioner(cast(MatrixFree, self._iterative).rank)
 
     def _prior(self) -> AbstractKernel:
         if self.nngp is None:
             raise ValueError("A covariance needs the prior: `nngp` must be a kernel, got None.")
         return self.nngp
 
+    @_computed_once
     def _prior_gram(self):
-        return self._gram() if self.nngp is self.ntk else self._cast(self._prior().gram(self.X).as_matrix())
+        return self.gram if self.nngp is self.ntk else self._cast(self._prior().gram(self.X).as_matrix())
+
+    @_computed_once
+    def _prior_operator(self) -> GramOperator:
+        return GramOperator(self._prior(), self.X)
 
     def _prior_product(self, vectors: Float[Array, "T N M"]) -> Float[Array, "T N M"]:
         """The prior's Gram matrix times vectors."""
         if self._iterative is None:
-            return products(self._cached("prior_gram", self._prior_gram), vectors)
+            return products(self._prior_gram(), vectors)
         columns = jnp.moveaxis(vectors, 1, 0).reshape(len(self.X), -1)
-        operator = self._cached("prior_operator", lambda: GramOperator(self._prior(), self.X))
-        images = self._cast(operator @ columns).reshape(len(self.X), len(vectors), -1)
+        images = self._cast(self._prior_operator() @ columns).reshape(len(self.X), len(vectors), -1)
         return jnp.moveaxis(images, 1, 0)
 
     def _test_inputs(self, X_test):
@@ -432,7 +446,7 @@ class GradientFlow(AbstractKernelTraining):
         if self.loss == "squared":
             return super().max_learning_rate()
         # The Hessian of the cross-entropy in the outputs of one input is at most 1/2.
-        largest = self._cached("largest_eigenvalue", self._largest_eigenvalue) - self.alpha
+        largest = self._largest_eigenvalue() - self.alpha
         return 2 * self._total_weight / (largest / 2 + self.alpha)
 
     def _clock(self, times):
@@ -441,7 +455,7 @@ class GradientFlow(AbstractKernelTraining):
     def _coefficients(self, times):
         if self.loss == "squared":
             return super()._coefficients(times)
-        product = self._operator().__matmul__ if self._iterative else jax.tree_util.Partial(matmul, self._gram())
+        product = self._operator().__matmul__ if self._iterative else jax.tree_util.Partial(matmul, self.gram)
         alpha = jnp.asarray(self.alpha, self.X.dtype)
         return cross_entropy_coefficients(product, self.y, self._root_weights**2, alpha, self._clock(times))
 

@@ -223,7 +223,7 @@ class _MarginalSums(NamedTuple):
 
 def marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
     n = len(gp.inverse)
-    train, test = factors.block[:, :n, :n], factors.block[:, n:, :n]
+    train = factors.block[:, :n, :n]
     slope = jnp.einsum("rab,ab->r", train, gp.gradient)
     moved = train @ gp.coefficients
     solved = train @ gp.inverse
@@ -231,16 +231,27 @@ def marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
     # 1/2 D^2 l + 1/2 (D l)^2
     evidence = 0.5 * jnp.sum(slope**2) - 0.5 * jnp.sum(moved * (gp.inverse @ moved))
     evidence += 0.25 * outputs * jnp.sum(solved * solved.swapaxes(1, 2))
-    # First derivatives: of the mean, (F_xA - P F_AA) a, and of the variance, the diagonal of [-P, 1] F [-P, 1]^T.
-    rows = test - gp.weights @ train
+    # First derivatives of the mean, (F_xA - P F_AA) a, and of the variance.
+    rows, own = left_over_moves(factors, gp.weights)
     mean_slope = rows @ gp.coefficients
     mean = jnp.einsum("r,rxq->xq", slope, mean_slope) - jnp.sum(rows @ (gp.inverse @ moved), axis=0)
-    own = factors.diagonal[:, n:] - jnp.sum((test + rows) * gp.weights, axis=2)
     variance = (
         jnp.sum(mean_slope**2, axis=0)
         + jnp.sum(slope[:, None] * own - jnp.sum(rows * (rows @ gp.inverse), axis=2), axis=0)[:, None]
     )
     return _MarginalSums(evidence, mean, variance, jnp.sum(factors.diagonal**2, axis=0))
+
+
+def left_over_moves(factors: FactorBatch, weights: Float[Array, "M N"]) -> tuple[Array, Array]:
+    """How the factors F move the kernel of test inputs given the training inputs A, of weights P.
+
+    Returns:
+        `F_xA - P F_AA`, (..., M, N), and the diagonal of `[-P, 1] F [-P, 1]^T`, (..., M).
+    """
+    n = weights.shape[1]
+    train, test = factors.block[..., :n, :n], factors.block[..., n:, :n]
+    rows = test - weights @ train
+    return rows, factors.diagonal[..., n:] - jnp.sum((test + rows) * weights, axis=-1)
 
 
 def _joint_sums(factors: FactorBatch, gp: _Process) -> Float[Array, "M M q q"]:
@@ -277,10 +288,7 @@ def _corrections(gp: _Process, marginal) -> _Corrections:
     n = len(gp.inverse)
     shift, sums = marginal.shift, marginal.sums
     slope = jnp.sum(shift.block[:, :n] * gp.gradient, axis=(1, 2)) + sums.evidence
-    block, diagonal = shift.block.mean(0), shift.diagonal.mean(0)
-    test = block[n:]
-    rows = test - gp.weights @ block[:n]
-    own = diagonal[n:] - jnp.sum((test + rows) * gp.weights, axis=1)
+    rows, own = left_over_moves(FactorBatch(shift.block.mean(0), shift.diagonal.mean(0)), gp.weights)
     return _Corrections(
         slope,
         rows @ gp.coefficients + sums.mean.mean(0),

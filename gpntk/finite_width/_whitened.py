@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk.finite_width._fluctuations import FactorBatch, FluctuationSums, fluctuation_sums, random_kernel
-from gpntk.finite_width._posterior import check_resolved, condition, marginal_sums
+from gpntk.finite_width._posterior import check_resolved, condition, left_over_moves, marginal_sums
 from gpntk.networks import MLP
 
 _MOST_PAIRS = 4096
@@ -187,22 +187,12 @@ def append(
     targets = jnp.zeros((n_train, outputs)) if y is None else y
     gp = condition(kernel, targets, floor)
     whitener = jnp.asarray(whitened.basis / whitened.roots)
-    # Coordinates of a factor along the modes: standard normal weights of the draws.
-    norms = np.sum(whitened.directions**2, axis=(1, 2))
-    projector = np.zeros((len(norms), n_train, n_train))
-    size = whitened.directions.shape[1]
-    inverse = np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)
-    projector[:, :size, :size] = whitened.directions * inverse[:, None, None]
-    projector = jnp.einsum("kij,ai,bj->kab", projector, whitener, whitener, optimize=True)
-    sums, shift = contract(_row_sums, (whitener, projector, gp.weights))
+    sums, shift = contract(_row_sums, (whitener, _mode_projector(whitened, whitener), gp.weights))
     modes, squares, own_modes = (np.asarray(leaf).mean(0) for leaf in sums)
-    block, diagonal = np.asarray(shift.block).mean(0), np.asarray(shift.diagonal).mean(0)
-    weights = np.asarray(gp.weights)
-    rows = block[n_train:] - weights @ block[:n_train]
-    own_shift = diagonal[n_train:] - np.sum((block[n_train:] + rows) * weights, axis=1)
+    kernel_shift = FactorBatch(shift.block.mean(0), shift.diagonal.mean(0))
+    rows, own_shift = map(np.asarray, left_over_moves(kernel_shift, gp.weights))
     own_squares = np.trace(squares, axis1=1, axis2=2)
-    kept = np.einsum("kxi,kxj->xij", modes, modes)
-    remainder = squares - kept
+    remainder = squares - np.einsum("kxi,kxj->xij", modes, modes)
     # What the training inputs leave over cannot be told from rounding below this.
     prior_variance = np.diagonal(np.asarray(kernel))[n_train:]
     rounding = np.finfo(float).eps * whitened.roots[0] ** 2 / floor * prior_variance
@@ -210,10 +200,10 @@ def append(
     variance = np.maximum(left_over, rounding)
     variance = np.where(variance > 0, variance, 1.0)
     correlation = np.asarray(gp.covariance) / np.sqrt(variance[:, None] * variance[None, :])
-    mean_shift, by_evidence = np.zeros((len(weights), outputs)), np.zeros(len(weights))
+    mean_shift, by_evidence = np.zeros((len(rows), outputs)), np.zeros(len(rows))
     if y is not None:
         mean_shift, by_evidence = _not_sampled(gp, contract, whitened, modes, own_modes, squares)
-    offset = rows @ np.asarray(whitener)
+    offset, size = rows @ np.asarray(whitener), whitened.directions.shape[1]
     offset[:, :size] -= np.einsum("kxi,kij->xj", modes[:, :, :size], whitened.directions)
     log_scale_modes = own_modes / variance / np.sqrt(width)
     log_scale = (own_shift - own_squares + by_evidence) / variance / width - 0.5 * np.sum(
@@ -229,6 +219,16 @@ def append(
         log_scale,
         log_scale_modes,
         mean_shift / width,
+    )
+
+
+def _mode_projector(whitened: WhitenedKernel, whitener: Float[Array, "N N"]) -> Float[Array, "k N N"]:
+    """What contracts a factor to its coordinates along the modes, the standard normal weights of the draws."""
+    norms = np.sum(whitened.directions**2, axis=(1, 2))
+    inverse = np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)
+    columns = whitener[:, : whitened.directions.shape[1]]
+    return jnp.einsum(
+        "kij,ai,bj->kab", whitened.directions * inverse[:, None, None], columns, columns, optimize=True
     )
 
 
@@ -260,10 +260,8 @@ def _pair_gram(factors: FactorBatch, whitener, first, second, weights):
 
 def _row_sums(factors: FactorBatch, whitener, projector, weights):
     n = len(whitener)
-    train, test = factors.block[:, :n, :n], factors.block[:, n:, :n]
-    coordinates = jnp.einsum("rab,kab->rk", train, projector)
-    rows = test - weights @ train
-    own = factors.diagonal[:, n:] - jnp.sum((test + rows) * weights, axis=2)
+    coordinates = jnp.einsum("rab,kab->rk", factors.block[:, :n, :n], projector)
+    rows, own = left_over_moves(factors, weights)
     whitened = rows @ whitener
     return (
         jnp.einsum("rk,rxi->kxi", coordinates, whitened),

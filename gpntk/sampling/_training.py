@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
+from gpntk.dynamics._arguments import check_probabilities
 from gpntk.networks import AbstractNetwork
 from gpntk.sampling._cost import affordable, working_set
 from gpntk.sampling._empirical import check_parameters, in_one_precision
@@ -242,8 +243,8 @@ def _checked_data(net, X, y, loss) -> tuple[Float[Array, "N D"], np.ndarray]:
     if loss == "cross_entropy":
         if y.ndim == 1 and (y.dtype.kind not in "biu" or y.min() < 0):
             raise ValueError(f"`y` must hold integer classes >= 0 for loss='cross_entropy', got {y!r}.")
-        if y.ndim == 2 and (y.min() < 0 or not np.allclose(y.sum(axis=1), 1.0, atol=1e-5)):
-            raise ValueError(f"`y` must hold probabilities that sum to 1 for loss='cross_entropy', got {y!r}.")
+        if y.ndim == 2:
+            check_probabilities(y)
     return X, y
 
 

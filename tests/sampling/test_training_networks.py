@@ -175,7 +175,7 @@ def test_divergence_is_not_silent():
         ({"alpha": -1.0}, ValueError, "`alpha` must be a finite real number >= 0, got -1"),
         ({"loss": "hinge"}, ValueError, "`loss` must be one of 'squared', 'cross_entropy', got 'hinge'"),
         ({"reduction": "none"}, ValueError, "`reduction` must be one of 'sum', 'mean', got 'none'"),
-        ({"loss": "cross_entropy"}, ValueError, "`y` must hold probabilities that sum to 1"),
+        ({"loss": "cross_entropy"}, ValueError, "`y` must hold class probabilities"),
         ({"loss": "cross_entropy", "y": Y[:, 0]}, ValueError, "`y` must hold integer classes >= 0"),
         ({"loss": "cross_entropy", "y": LABELS}, ValueError, "`y` must hold classes below 2, .* got 2"),
         ({"params": [{}]}, ValueError, "`params` must be parameters from"),
