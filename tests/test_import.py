@@ -54,6 +54,18 @@ def test_imports_are_of_what_is_used():
     _run(COST)
 
 
+def test_packages_import_only_those_before_them():
+    """The order of the table in CONTRIBUTING.md."""
+    rows = re.findall(r"^\| (`\w+/`.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    order = re.findall(r"`(\w+)/`", " ".join(rows))
+    folders = {path.parent.name for path in (ROOT / "gpntk").glob("*/__init__.py")}
+    assert set(order) == folders
+    for place, package in enumerate(order):
+        for path in (ROOT / "gpntk" / package).glob("*.py"):
+            imported = re.findall(r"^ *from gpntk\.(\w+)", path.read_text(), re.MULTILINE)
+            assert not set(imported) & set(order[place + 1 :]), path
+
+
 def test_one_version():
     import gpntk
 
