@@ -133,41 +133,47 @@ def _fluctuation_sums(random, normals, arguments, n_joint, summarise, at_once) -
     net, x, layers, _ = random
     weight, (bias, *_), ratios = Schedule.of(net, x.dtype)
 
+    def born_and_carried(points, source: int, to_fields: Callable):
+        """Sums over the factors born at these points, and what they add to the shift of each later layer."""
+        values = net.activation(to_fields(points))
+        factors, shifts = _born(values, layers[source].dual, weight, n_joint), []
+        for layer, ratio in zip(layers[source + 1 :], ratios[source + 1 :], strict=True):
+            second = _second_order(layer.dual, factors)
+            shifts.append(_scaled(jax.tree.map(lambda leaf: leaf.sum(0), second), 0.5 * ratio * weight))
+            factors = _scaled(first_order(layer.dual, factors), ratio**0.5 * weight)
+        return summarise(factors, *arguments), shifts
+
     def replicate(normals):
-        total, seconds = None, {}
-        for source in range(net.depth):
+        sums, shifts = [], []
+        for source, points in enumerate(normals):
             to_fields = _fields(layers[source].kernel, x, weight, bias, n_joint, first=source == 0)
-
-            @jax.checkpoint
-            def batch_sums(points, source=source, to_fields=to_fields):
-                values = net.activation(to_fields(points))
-                factors = _born(values, layers[source].dual, weight, n_joint)
-                curved = {}
-                for layer in range(source + 1, net.depth):
-                    curved[layer] = jax.tree.map(
-                        lambda leaf, r=ratios[layer]: 0.5 * r * weight * leaf.sum(0),
-                        _second_order(layers[layer].dual, factors),
-                    )
-                    moved = first_order(layers[layer].dual, factors)
-                    factors = jax.tree.map(lambda leaf, r=ratios[layer]: r**0.5 * weight * leaf, moved)
-                return summarise(factors, *arguments), curved
-
-            points = normals[source]
-            batches = points.reshape(-1, at_once, points.shape[-1])
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(batch_sums, batches[0]))
-            add = lambda carry, batch, f=batch_sums: (jax.tree.map(jnp.add, carry, f(batch)), None)  # noqa: E731
-            sums, _ = jax.lax.scan(add, zeros, batches)
-            sums, curved = jax.tree.map(lambda leaf, points=points: leaf / len(points), sums)
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-            for layer, second in curved.items():
-                seconds[layer] = second if layer not in seconds else jax.tree.map(jnp.add, seconds[layer], second)
+            function = functools.partial(born_and_carried, source=source, to_fields=to_fields)
+            own_sums, own_shifts = _mean_over_points(jax.checkpoint(function), points, at_once)
+            sums.append(own_sums)
+            shifts.append(own_shifts)
         shift = FactorBatch(jnp.zeros((1, len(x), n_joint), x.dtype), jnp.zeros((1, len(x)), x.dtype))
-        for layer in range(1, net.depth):
-            moved = first_order(layers[layer].dual, shift)
-            shift = jax.tree.map(lambda m, s, r=ratios[layer]: r * weight * m + s, moved, seconds[layer])
-        return FluctuationSums(total, jax.tree.map(lambda leaf: leaf[0], shift))
+        for place, (layer, ratio) in enumerate(zip(layers[1:], ratios[1:], strict=True)):
+            added = _total([own[place - source] for source, own in enumerate(shifts[: place + 1])])
+            shift = _total([_scaled(first_order(layer.dual, shift), ratio * weight), added])
+        return FluctuationSums(_total(sums), jax.tree.map(lambda leaf: leaf[0], shift))
 
     return jax.lax.map(replicate, tuple(jnp.asarray(n, x.dtype) for n in normals))
+
+
+def _mean_over_points(function: Callable, points: Float[Array, "S dim"], at_once: int) -> Any:
+    """Sums that `function` makes of a batch of points, for all of them and divided by their number."""
+    batches = points.reshape(-1, at_once, points.shape[-1])
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(function, batches[0]))
+    sums, _ = jax.lax.scan(lambda total, batch: (_total([total, function(batch)]), None), zeros, batches)
+    return jax.tree.map(lambda leaf: leaf / len(points), sums)
+
+
+def _total(trees: list) -> Any:
+    return jax.tree.map(lambda *leaves: functools.reduce(operator.add, leaves), *trees)
+
+
+def _scaled(tree: Any, factor: Float[Array, ""]) -> Any:
+    return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
 def _fields(kernel, x, weight, bias, n_joint, *, first):
