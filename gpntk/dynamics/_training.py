@@ -295,7 +295,7 @@ class AbstractKernelTraining(abc.ABC):
 
     def _prior(self) -> AbstractKernel:
         if self.nngp is None:
-            raise ValueError("A covariance needs the prior: `nngp` must be a kernel, got None.")
+            raise ValueError("`nngp` must be a kernel for a covariance, which needs the prior, got None.")
         return self.nngp
 
     @_computed_once
@@ -462,7 +462,7 @@ class GradientFlow(AbstractKernelTraining):
     def _check_gaussian(self):
         if self.loss != "squared":
             raise ValueError(
-                "A covariance exists for loss='squared' only: other flows are not linear in the prior."
+                f"`loss` must be 'squared' for covariances, got {self.loss!r}, which is not linear in the prior."
             )
 
 

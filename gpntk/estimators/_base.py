@@ -123,7 +123,7 @@ class AbstractNTKEstimator(AbstractNetworkEstimator):
 
     def _spread(self, X, time, *, diagonal):
         if self.prior_ is None:
-            raise ValueError("The spread needs a prior: give `prior` a GPJax kernel where `network` is a kernel.")
+            raise ValueError("`prior` must be a GPJax kernel for a spread where `network` is a kernel, got None.")
         with jax.enable_x64(True):
             spread = self._flow.variance if diagonal else self._flow.covariance
             return np.asarray(spread(X, time))

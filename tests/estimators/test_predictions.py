@@ -86,7 +86,7 @@ def test_gpjax_kernel_in_the_place_of_a_network():
     expected = GaussianProcessRegressor(RBF(0.9), alpha=0.2, optimizer=None).fit(X, Y[:, 0])
     # The parameter of GPJax was made in single precision.
     np.testing.assert_allclose(model.predict(X_TEST), expected.predict(X_TEST), atol=1e-5)
-    with pytest.raises(ValueError, match="needs a prior"):
+    with pytest.raises(ValueError, match="`prior` must be a GPJax kernel for a spread"):
         NTKRegressor(kernel).fit(X, Y).predict(X, return_std=True)
 
 
