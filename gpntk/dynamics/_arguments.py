@@ -62,7 +62,7 @@ def checked_weights(weights: Any, X: Float[Array | np.ndarray, "N D"]) -> Any:
     return weights
 
 
-def check_probabilities(y: Float[Array, "N ..."]) -> None:
+def check_probabilities(y: Float[Array | np.ndarray, "N ..."]) -> None:
     """Raise `ValueError` for targets of the cross-entropy that are no class probabilities."""
     if y.ndim != 2:
         raise ValueError(f"`y` must have shape (N, n_classes) for loss='cross_entropy', got {y.shape}.")

@@ -138,7 +138,7 @@ def default_network() -> MLP:
 def location_and_scale(
     y: Float[np.ndarray, "N ..."], normalize_y: bool, sample_weight: Float[np.ndarray, " N"] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each target if `normalize_y`, (n_outputs,) or (); a constant one has scale 1."""
+    """Mean and scale of each target, (n_outputs,) or (); 0 and 1 without `normalize_y`, 1 for constant ones."""
     if not normalize_y:
         return np.zeros(y.shape[1:]), np.ones(y.shape[1:])
     mean = np.average(y, axis=0, weights=sample_weight)
