@@ -83,7 +83,7 @@ class AbstractKernelTraining(abc.ABC):
         self.alpha = checked_parameter("alpha", alpha)
         self.reduction = _checks.option("reduction", reduction, ("sum", "mean"))
         self.solver = checked_solver(solver)
-        self.X = _at_once(lambda: _checks.inputs("X", X), X)
+        self.X = _at_once(lambda: _at_least_single(_checks.inputs("X", X)), X)
         self.y = checked_targets(y, self.X)
         weights = checked_weights(sample_weight, self.X)
         self._total_weight = weights.sum() if reduction == "mean" else 1
@@ -523,6 +523,11 @@ class GradientDescent(AbstractKernelTraining):
             f"Gradient descent diverges: `learning_rate` must be below max_learning_rate(){figures}.",
         )
         return Steps(jnp.asarray(times), jnp.broadcast_to(rate, times.shape))
+
+
+def _at_least_single(X: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """`X`, in float32 where it is in half precision, for which LAPACK has no factorisations."""
+    return X.astype(jnp.promote_types(X.dtype, jnp.float32))
 
 
 def _at_once(compute: Callable, *dependencies: Any) -> Any:

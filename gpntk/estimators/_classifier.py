@@ -130,7 +130,7 @@ class NTKClassifier(ClassifierMixin, AbstractNTKEstimator):
         """
         X, time = self._test_inputs(X), self._single(time)
         outputs = self._mean(X, time)
-        if self.loss == "cross_entropy":
+        if self._flow.loss == "cross_entropy":  # that of the fit
             return scipy.special.softmax(outputs, axis=1)
         return probability_of_largest(outputs, self._spread(X, time, diagonal=True))
 

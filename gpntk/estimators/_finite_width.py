@@ -111,7 +111,11 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         y = _checks.real_array("y", y, float)
         self._y_mean, self._y_scale = location_and_scale(y, self.normalize_y)
         self._X, self._y = X, (y - self._y_mean) / self._y_scale
-        if self.method == "closed_form":
+        # What predictions need is kept: `set_params` says what the next fit does.
+        names = ("width", "noise_variance", "n_points")
+        self._settings = {"net": self.network_, **{name: getattr(self, name) for name in names}}
+        self._is_sampled = self.method == "mcmc"
+        if not self._is_sampled:
             posterior = self._closed_form(None, return_cov=False)
             self.log_marginal_likelihood_ = posterior.log_marginal_likelihood
             self.evidence_slope_ = posterior.evidence_slope
@@ -135,7 +139,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         """
         check_spread(return_std, return_cov)
         X = self._test_inputs(X)
-        if self.method == "closed_form":
+        if not self._is_sampled:
             posterior = self._closed_form(X, return_cov=return_cov)
             mean, variance = np.asarray(posterior.mean), np.asarray(posterior.variance)
             covariance = np.asarray(posterior.cov)  # of None where it is not asked for
@@ -157,7 +161,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         n_samples = _checks.integer("n_samples", n_samples, minimum=1)
         rng = check_random_state(random_state)
         X = self._test_inputs(X)
-        if self.method == "closed_form":
+        if not self._is_sampled:
             mean, covariance = self.predict(X, return_cov=True)
             order = (0, 1) if mean.ndim == 1 else (0, 2, 1, 3)
             covariance = covariance.transpose(order).reshape(mean.size, mean.size)
@@ -178,24 +182,11 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         rows = None if X is None else len(X)
         if rows and not return_cov:
             X = _padded(X)
-        posterior = finite_width_posterior(
-            self.network_,
-            self._X,
-            self._y,
-            X,
-            width=self.width,
-            noise_variance=self.noise_variance,
-            n_points=self.n_points,
-            return_cov=return_cov,
-        )
+        posterior = finite_width_posterior(X=self._X, y=self._y, X_test=X, return_cov=return_cov, **self._settings)
         if rows is None:
             return posterior
         mean, variance = (np.asarray(values)[:rows] for values in (posterior.mean, posterior.variance))
         return dataclasses.replace(posterior, mean=mean, variance=variance)
-
-    def _arguments(self):
-        names = ("width", "noise_variance", "n_points")
-        return {"net": self.network_, **{name: getattr(self, name) for name in names}}
 
     def _run(self):
         seed = check_random_state(self.random_state).randint(2**31 - 1)
@@ -208,7 +199,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
                 chain_method="sequential",
                 progress_bar=self.progress,
             )
-            mcmc.run(jax.random.key(seed), self._X, self._y, **self._arguments())
+            mcmc.run(jax.random.key(seed), self._X, self._y, **self._settings)
             self.samples_ = {"kernel_modes": np.asarray(mcmc.get_samples()["kernel_modes"])}
             self.n_divergences_ = int(mcmc.get_extra_fields()["diverging"].sum())
 
@@ -216,7 +207,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         with jax.enable_x64(True):
             predictive = Predictive(models.finite_width_regression, samples, batch_ndims=1)
             key = jax.random.key(rng.randint(2**31 - 1))
-            sites = predictive(key, self._X, self._y, X, **self._arguments())
+            sites = predictive(key, self._X, self._y, X, **self._settings)
             return {name: np.asarray(sites[name]) for name in ("f", "f_mean", "f_variance")}
 
     def _sampled_moments(self, X, *, return_cov):
@@ -241,7 +232,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
             np.zeros(len(self._X)),
             X,
             width=np.inf,
-            noise_variance=self.noise_variance,
+            noise_variance=self._settings["noise_variance"],
             n_points=16,
         )
         covariance = np.asarray(limit.cov)

@@ -312,6 +312,17 @@ def test_float32_stays_float32_and_agrees():
         close(covariance, flow(alpha=0.1).covariance(X_TEST, time), 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("solver", ["auto", "matrix_free"])
+def test_half_precision_is_computed_in_float32(dtype, solver):
+    half = jnp.asarray(X, dtype)
+    trained = GradientFlow(NTK(NET), NNGP(NET), half, Y, alpha=0.1, solver=solver)
+    single = GradientFlow(NTK(NET), NNGP(NET), half.astype(jnp.float32), Y, alpha=0.1, solver=solver)
+    for time in (1.0, np.inf):
+        np.testing.assert_array_equal(trained.mean(half, time), single.mean(half.astype(jnp.float32), time))
+        assert trained.variance(half, time).dtype == jnp.float32
+
+
 def test_pickled_object_gives_the_same_numbers_without_the_float64_flag_when_loading():
     trained = flow(alpha=0.1)
     trained.mean(X_TEST, 1.0)

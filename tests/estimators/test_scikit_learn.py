@@ -126,3 +126,32 @@ def test_pandas_in_and_names_out():
 def test_pipeline_classifies_iris():
     model = make_pipeline(StandardScaler(), NTKClassifier(alpha=0.1))
     assert cross_val_score(model, *IRIS, cv=3).mean() > 0.93
+
+
+FITTED = {
+    "regressor": (NTKRegressor(alpha=0.1), {"alpha": 10.0, "network__depth": 4, "dtype": "float32"}),
+    "classifier": (NTKClassifier(alpha=0.1), {"loss": "cross_entropy", "alpha": 1.0}),
+    "closed form": (
+        FiniteWidthRegressor(width=1e3, n_points=16),
+        {"noise_variance": 5.0, "width": 1e4, "method": "mcmc"},
+    ),
+    "mcmc": (
+        FiniteWidthRegressor(width=1e3, n_points=16, method="mcmc", num_warmup=2, num_samples=2),
+        {"noise_variance": 5.0, "n_points": 32, "method": "closed_form"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_predictions_belong_to_the_fit(name):
+    """What `set_params` changes is for the next one."""
+    model, changes = FITTED[name]
+    targets = [0, 1, 1, 0] if name == "classifier" else Y[:4]
+    predict = (
+        (lambda m: m.predict_proba(X))
+        if name == "classifier"
+        else lambda m: np.array(m.predict(X, return_std=True))
+    )
+    model = clone(model).fit(X[:4], targets)
+    before = predict(model)
+    np.testing.assert_allclose(predict(model.set_params(**changes)), before, rtol=1e-5)
