@@ -84,6 +84,8 @@ class AbstractActivation(eqx.Module):
             _check_covariance(k, q1, q2)
         dtype = jnp.result_type(float, k, q1, q2) if not _floating(k, q1, q2) else jnp.result_type(k, q1, q2)
         k, q1, q2 = jnp.broadcast_arrays(*(jnp.asarray(a, dtype) for a in (k, q1, q2)))
+        if k.size == 0:
+            return k, k  # reductions over nothing have no values
         moments = self.pair(k, self.features(q1), self.features(q2))
         if not traced and not is_traced(moments) and not all(np.isfinite(m).all() for m in moments):
             raise ValueError(

@@ -131,9 +131,9 @@ def matrix_free_mll(
         ConvergenceWarning: scikit-learn's, if a solve does not reach the tolerance. Inside `jit` that is an error.
     """
     _checks.instance("solver", solver, MatrixFree, "settings such as gpntk.MatrixFree()")
+    _checks.boolean("return_std", return_std)
     probes = _checks.integer("probes", probes, minimum=2 if return_std else 1)
     steps = _checks.integer("lanczos_steps", lanczos_steps, minimum=1)
-    _checks.boolean("return_std", return_std)
     probe_key: Any = _checks.key("key", jax.random.key(0) if key is None else key)
     gram, residual = _system(model, data, "data")
     fixed, residual_now = jax.lax.stop_gradient(gram), jax.lax.stop_gradient(residual)

@@ -151,7 +151,10 @@ def sample_noise(noise_variance: Any) -> Any:
     """The noise variance: a checked number, or a draw from its prior, site `noise_variance`."""
     if isinstance(noise_variance, Distribution):
         return numpyro.sample("noise_variance", noise_variance)
-    return _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    number = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
+    if jnp.asarray(number, float) == 0.0:
+        raise ValueError(f"`noise_variance` must not be zero in the precision that is on, got {number:g}.")
+    return number
 
 
 def half_exponential_times(exponent, columns):

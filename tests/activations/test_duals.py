@@ -437,3 +437,10 @@ def test_steep_error_functions_become_signs():
 def test_bad_parameters_are_named(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_of_nothing_there_are_no_moments(name):
+    activation = CASES[name][0]
+    for moments in (activation.dual, activation.dual_derivative):
+        assert moments(np.zeros((0, 2)), 1.0, np.ones(2)).shape == (0, 2)

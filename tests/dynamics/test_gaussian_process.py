@@ -148,6 +148,7 @@ class _Negative(gpx.kernels.RBF):
         ({"lanczos_steps": 0}, ValueError, "`lanczos_steps` must be an integer >= 1, got 0"),
         ({"solver": "cg"}, TypeError, "`solver` must be settings such as"),
         ({"key": 3}, TypeError, "`key` must be a JAX random key"),
+        ({"return_std": np.ones(2)}, TypeError, "`return_std` must be True or False"),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):

@@ -372,5 +372,7 @@ def test_refuses_and_warns():
         seed(model, 0)(X[:1], Y[:1], net=gpntk.MLP(4), width=20, noise_variance=0.1, n_points=64)
     with pytest.raises(ValueError, match=r"`y` must hold 4 classes from 0 to 1"):
         seed(models.finite_width_classification, 0)(X, [0, 1, 2, 0], net=NET, width=64, n_classes=2)
+    with pytest.raises(ValueError, match="`noise_variance` must not be zero in the precision that is on, got 9"):
+        seed(models.quartic_action_regression, 0)(X, Y, action=action, noise_variance=1e-320)
     with pytest.raises(ValueError, match="`action` must describe the 7 rows"):
         seed(models.quartic_action_regression, 0)(X, Y, X_TEST, action=action, noise_variance=0.1)

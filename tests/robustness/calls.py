@@ -526,7 +526,9 @@ def _dynamics() -> Iterator[tuple[str, Call]]:
     settings = {"tolerance": 1e-5, "max_iterations": 50, "rank": 2, "progress": False}
     yield (
         "MatrixFree",
-        Call(gpntk.MatrixFree, settings, lambda s: _flow(solver=s).mean(X, np.inf), {"rank": integer(0)}),
+        Call(
+            gpntk.MatrixFree, settings, lambda s: _flow(solver=s).mean(X, np.inf), {"rank": optional(integer(0))}
+        ),
     )
     steps = either(real(0.0, infinite=True), TIME)
     flows = ((gpntk.GradientFlow, "time", {}), (gpntk.GradientDescent, "steps", {"learning_rate": 0.1}))

@@ -1,8 +1,8 @@
 """Every parameter of everything public, given what it cannot use.
 
-The outcome must be a `ValueError` or `TypeError` raised by this package (or by scikit-learn's validation of data)
-that names the parameter, or finite results. Values that no reader of the documentation would expect to work must
-be refused.
+The outcome must be a `ValueError` or `TypeError` (for a path also a `FileNotFoundError`) that names the parameter,
+raised by this package or by scikit-learn's validation of data, or finite results. Values that no reader of the
+documentation would expect to work must be refused.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def outcome(name: str, parameter: str, label: str) -> str | None:
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", UserWarning)  # those about accuracy
             finite = _all_finite(call(**{parameter: value}))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         if _is_refusal(error, names):
             return None
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -121,11 +121,11 @@ def test_valid_calls_work():
     """Without this the fuzz would be of calls that are wrong anyway."""
     for call in CALLS.values():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", UserWarning)  # those about accuracy
             assert _all_finite(call())
-        for parameter, value in call.arguments.items():
-            value = value.make() if isinstance(value, Made) else value
-            assert not _kind(call, parameter)(value), (call.function, parameter)
+            for parameter, value in call.arguments.items():
+                value = value.make() if isinstance(value, Made) else value
+                assert not _kind(call, parameter)(value), (call.function, parameter)
     plt.close("all")
 
 
