@@ -25,10 +25,19 @@ def _damped(variance, strength):
     return jnp.sqrt(retained), retained, strength * variance * retained, root_and_inverse(variance)[1]
 
 
-def _damped_determinant(rho, features1, features2):
-    r"""$\det(1 + s\Sigma) / ((1 + s q_1)(1 + s q_2))$, without cancellation at coincident inputs of any norm."""
+def _damped_determinant(sine, rho, features1, features2):
+    r"""$\det(1 + s\Sigma) / ((1 + s q_1)(1 + s q_2))$, without cancellation at coincident inputs of any norm.
+
+    It is one minus the square of `sine`, $s k \sqrt{p_1 p_2}$.
+    """
     (_, p1, lost1, _), (_, p2, lost2, _) = features1, features2
-    return p1 + p2 - p1 * p2 + lost1 * lost2 * one_minus_square(rho)
+    determinant = p1 + p2 - p1 * p2 + lost1 * lost2 * one_minus_square(rho)
+    return _smooth_at_zero(determinant, 1.0 - sine**2, features1, features2)
+
+
+def _smooth_at_zero(value, plain, features1, features2):
+    """`value`, and the equal `plain` where a variance is zero: correlations have no second derivatives there."""
+    return jnp.where((features1[3] == 0) | (features2[3] == 0), plain, value)
 
 
 class Erf(AbstractActivation):
@@ -60,10 +69,11 @@ class Erf(AbstractActivation):
     def pair(self, covariance, features1, features2):
         weight = features1[0] * features2[0]
         rho = covariance * (features1[3] * features2[3])
-        cosine = jnp.sqrt(_damped_determinant(rho, features1, features2))
+        plain_sine = 2.0 * self.b**2 * covariance * weight
+        cosine = jnp.sqrt(_damped_determinant(plain_sine, rho, features1, features2))
         # 2 b^2 k / sqrt((1 + 2 b^2 q1)(1 + 2 b^2 q2)) from factors of which none can overflow.
         sine = rho * (jnp.sqrt(features1[2]) * jnp.sqrt(features2[2]))
-        angle = arcsine(derive_from(sine, 2.0 * self.b**2 * covariance * weight), cosine)
+        angle = arcsine(derive_from(sine, plain_sine), cosine)
         dual = (2.0 * self.a**2 / math.pi) * angle + self.c**2
         return dual, (4.0 * (self.a * self.b) ** 2 / math.pi) * weight / cosine
 
@@ -90,13 +100,15 @@ class GELU(AbstractActivation):
         (root1, p1, lost1, inverse1), (root2, p2, lost2, inverse2) = features1, features2
         rho = covariance * (inverse1 * inverse2)
         sine = covariance * (root1 * root2)
-        determinant = _damped_determinant(rho, features1, features2)
+        determinant = _damped_determinant(sine, rho, features1, features2)
         cosine = jnp.sqrt(determinant)
         density = 0.5 / (math.pi * cosine)
         quadrant = 0.25 + arcsine(sine, cosine) / (2.0 * math.pi)
         # (q1 q2 - k^2 + k^2 (p1 + p2)) / (q1 q2). In this order nothing overflows or underflows on the way.
         spread = one_minus_square(rho) + rho * rho * (p1 + p2)
-        curved = (lost1 / root1) * (density * spread) * (lost2 / root2)
+        size1, size2 = lost1 / root1, lost2 / root2
+        plain = density * (size1 * size2 - covariance * sine * (1.0 - p1 - p2))
+        curved = _smooth_at_zero(size1 * (density * spread) * size2, plain, features1, features2)
         slope = p1 + p2 + p1 * (p2 / determinant)
         return curved + covariance * quadrant, quadrant + sine * density * slope
 
@@ -245,7 +257,9 @@ class Gaussian(AbstractActivation):
 
     def pair(self, covariance, features1, features2):
         rho = covariance * (features1[3] * features2[3])
-        inverse_root = features1[0] * features2[0] / jnp.sqrt(_damped_determinant(rho, features1, features2))
+        weight = features1[0] * features2[0]
+        sine = -2.0 * self.b * covariance * weight
+        inverse_root = weight / jnp.sqrt(_damped_determinant(sine, rho, features1, features2))
         # The cube alone could underflow, while the product with a large covariance does not.
         cube = covariance * inverse_root * inverse_root * inverse_root
         return self.a**2 * inverse_root, 4.0 * (self.a * self.b) ** 2 * cube

@@ -231,3 +231,16 @@ def test_inaccurate_series_warn(activation, scale, warns):
             net.check_features(net.features(x))
     else:  # and any warning would be an error
         net.check_features(net.features(x))
+
+
+@pytest.mark.parametrize(
+    "activation", [gpntk.Erf(), gpntk.GELU(), gpntk.Sin(c=0.3), gpntk.Gaussian(), gpntk.Rbf()], ids=repr
+)
+def test_second_derivatives_at_an_input_of_zero(activation, x64):
+    """Without biases its variance is zero and no correlation exists, but smooth kernels are smooth there."""
+    kernel = gpntk.NTK(gpntk.MLP(2, activation, weight_variance=0.8))
+    y, step, h = jnp.array([0.7, -1.2]), jnp.eye(2), 1e-4
+    for value in (lambda x: kernel(x, y), lambda x: kernel(x, x)):
+        gradient = jax.jit(jax.vmap(jax.grad(value)))
+        difference = (gradient(h * step) - gradient(-h * step)) / (2 * h)
+        np.testing.assert_allclose(jax.hessian(value)(jnp.zeros(2)), difference, atol=1e-6)
