@@ -47,7 +47,7 @@ NETWORK = MLP(depth=2, activation=ReLU(), weight_variance=2.0, bias_variance=0.1
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("table", nargs="?", type=Path, help=".npz file with arrays X, y and test_mask")
+    parser.add_argument("table", nargs="?", type=Path, help=".npz file: X (N, d), y (N,), test_mask (N, splits)")
     parser.add_argument("--output", type=Path, default=Path("quickstart.png"), help="where the figure goes")
     parser.add_argument("--max-rows", type=int, default=1500, help="training rows used of a larger table")
     args = parser.parse_args()
@@ -86,7 +86,10 @@ def read_splits(path, max_rows):
         name = "diabetes"
     else:
         with np.load(path) as table:
-            x, y, masks = table["X"].astype(float), table["y"], table["test_mask"].T[:SPLITS]
+            x, y, masks = table["X"].astype(float), table["y"], table["test_mask"]
+        if len(masks) != len(y):
+            raise SystemExit(f"test_mask must have shape ({len(y)}, splits), got {masks.shape}.")
+        masks = masks.reshape(len(y), -1).T[:SPLITS]
         name = path.stem
     splits = []
     for seed, test in enumerate(masks):

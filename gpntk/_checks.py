@@ -159,7 +159,7 @@ def inputs(name: str, x: Any, n_features: int | None = None, owner: str = "netwo
     if not is_real(x.dtype):
         raise ValueError(f"Input {name} must be an array of real numbers, got dtype {x.dtype}.")
     if x.ndim != 2:
-        remedy = "reshape one sample with `x[None, :]`"
+        remedy = "`x[:, None]` for a single feature, `x[None, :]` for a single sample"
         if x.ndim > 2:
             remedy = "flatten images with `x.reshape(len(x), -1)`"
         raise ValueError(

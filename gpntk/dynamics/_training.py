@@ -552,7 +552,7 @@ def _remedy(dtype) -> str:
         return (
             "Raise `alpha`, or compute in float64: `jax.enable_x64(True)`, or `dtype='float64'` of an estimator."
         )
-    return "Raise `alpha`, and look for duplicate inputs."
+    return "Raise `alpha`, look for duplicate inputs, or train for a finite `time`."
 
 
 def _iterative(solver: str | MatrixFree, X: Float[Array, "N D"]) -> MatrixFree | None:

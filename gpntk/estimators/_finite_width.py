@@ -16,6 +16,7 @@ from gpntk.estimators._base import (
     check_spread,
     default_network,
     location_and_scale,
+    padded,
 )
 from gpntk.finite_width import FiniteWidthPosterior, finite_width_posterior
 from gpntk.networks import MLP
@@ -181,7 +182,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
     def _closed_form(self, X, *, return_cov) -> FiniteWidthPosterior:
         rows = None if X is None else len(X)
         if rows and not return_cov:
-            X = _padded(X)
+            X = padded(X)
         posterior = finite_width_posterior(X=self._X, y=self._y, X_test=X, return_cov=return_cov, **self._settings)
         if rows is None:
             return posterior
@@ -212,7 +213,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
 
     def _sampled_moments(self, X, *, return_cov):
         rows = len(X)
-        sites = self._predictive(_padded(X), self.samples_, np.random.RandomState(0))
+        sites = self._predictive(padded(X), self.samples_, np.random.RandomState(0))
         mean, variance = sites["f_mean"][:, :rows], sites["f_variance"][:, :rows]
         posterior = mean.mean(0), variance.mean(0) + mean.var(0)
         if not return_cov:
@@ -238,9 +239,3 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         covariance = np.asarray(limit.cov)
         deviation = np.sqrt(np.maximum(np.diagonal(covariance), 1e-30))
         return covariance / np.multiply.outer(deviation, deviation)
-
-
-def _padded(X):
-    """Rows repeated up to a power of two, which do not change the others: few shapes are compiled."""
-    size = 1 << max(len(X) - 1, 7).bit_length()
-    return X[np.minimum(np.arange(size), len(X) - 1)]

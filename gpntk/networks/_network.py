@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wadler_lindig
 from gpjax.parameters import NonNegativeReal, PositiveReal, val
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -175,7 +176,9 @@ class AbstractNetwork(eqx.Module):
         if error > _SERIES_FAILURE:
             raise ValueError(
                 f"The Gaussian moments of {self.activation!r} cannot be computed: E[s(z)^2] or E[s'(z)^2] "
-                f"diverges, or the function varies too fast for its series (relative error up to {error:.1e})."
+                "diverges, or the function varies too fast for its series (relative error up to "
+                f"{error:.1e}). Scale the inputs down, lower `weight_variance`, or take an activation with a "
+                "closed form such as `Erf`."
             )
         if error > _SERIES_TOLERANCE:
             warnings.warn(
@@ -303,6 +306,18 @@ class AbstractNetwork(eqx.Module):
     def __sklearn_clone__(self) -> Self:
         return self
 
+    def __pdoc__(self, **options: Any) -> wadler_lindig.AbstractDoc:
+        """How Equinox prints it, inside kernels too: as it would be typed, without arguments at their defaults."""
+        signature = inspect.signature(type(self)).parameters
+        shown = [(n, v) for n, v in self.get_params().items() if repr(v) != repr(signature[n].default)]
+        return wadler_lindig.bracketed(
+            begin=wadler_lindig.TextDoc(f"{type(self).__name__}("),
+            docs=wadler_lindig.named_objs(shown, **options),
+            sep=wadler_lindig.comma,
+            end=wadler_lindig.TextDoc(")"),
+            indent=options["indent"],
+        )
+
     def arguments(self) -> dict[str, Any]:
         """Constructor arguments by name, variances as the parameters they are."""
         arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
@@ -352,8 +367,9 @@ def _plain(value: Any) -> Any:
     # A frozen parameter stays an object: as a float it would be trainable again.
     frozen = isinstance(value, PositiveReal) and isinstance(value._unconstrained, AbstractUnwrappable)
     if isinstance(value, PositiveReal) and not frozen and not _checks.is_traced(value):
-        with jax.enable_x64(True):
-            return float(val(value))
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            # What was given, without the rounding errors of the way to the unconstrained number and back.
+            return float(f"{float(val(value)):.13g}")
     return value
 
 

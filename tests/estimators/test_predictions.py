@@ -232,3 +232,16 @@ def test_other_misuse_is_explained():
             predict(X_TEST, time=[0.5, 1.0])
     with pytest.raises(ValueError, match="not positive definite"):
         NTKRegressor(alpha=0.0).fit(np.repeat(X, 2, axis=0), np.repeat(Y, 2, axis=0))
+
+
+@pytest.mark.parametrize("rows", [1, 9, 129])
+def test_rows_are_predicted_by_themselves(rows):
+    """However many shapes are filled up with others."""
+    x = np.random.default_rng(3).normal(size=(130, 2))
+    model = NTKRegressor(NET, time=0.7, alpha=0.1).fit(X, Y)
+    mean, std = model.predict(x, return_std=True)
+    some, their_std = model.predict(x[:rows], return_std=True)
+    np.testing.assert_allclose(some, mean[:rows], rtol=1e-12)
+    np.testing.assert_allclose(their_std, std[:rows], rtol=1e-12)
+    assert model.predict_path(x[:rows], [0.1, 0.7]).shape == (2, rows, 2)
+    np.testing.assert_allclose(model.predict_path(x[:rows], [0.1, 0.7])[1], some, rtol=1e-12)

@@ -19,7 +19,7 @@ def entries(factored):
     return V, V + diagonal
 
 
-@pytest.mark.parametrize("activation", [gpntk.ReLU(), gpntk.Erf()], ids=repr)
+@pytest.mark.parametrize("activation", [pytest.param(gpntk.ReLU(), marks=pytest.mark.slow), gpntk.Erf()], ids=repr)
 def test_all_factors_make_the_tensor(activation):
     net = gpntk.MLP(2, activation, width_ratios=(0.5, 1.0), **GENERIC)
     c, factored = gpntk.cumulants(net, X, tolerance=1e-3), gpntk.cumulants(net, X, rank=N_PAIRS)

@@ -92,7 +92,10 @@ def by_differentiation(net, y, width):
 
 @pytest.mark.parametrize(
     ("name", "scale", "sign"),
-    [("erf", 1.5, -1), ("erf", 0.3, 1), pytest.param("relu", 1.0, -1, marks=pytest.mark.slow)],
+    [
+        ("erf", 1.5, -1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("erf", 0.3, 1), ("relu", 1.0, -1))),
+    ],
 )
 def test_closed_form_is_the_delta_method(x64, name, scale, sign):
     y = scale * OUTPUTS

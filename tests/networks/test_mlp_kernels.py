@@ -244,3 +244,12 @@ def test_second_derivatives_at_an_input_of_zero(activation, x64):
         gradient = jax.jit(jax.vmap(jax.grad(value)))
         difference = (gradient(h * step) - gradient(-h * step)) / (2 * h)
         np.testing.assert_allclose(jax.hessian(value)(jnp.zeros(2)), difference, atol=1e-6)
+
+
+def test_networks_print_as_they_are_typed():
+    net = gpntk.MLP(3, gpntk.Erf(), bias_variance=0.1)
+    assert repr(net) == "MLP(depth=3, activation=Erf(a=1.0, b=1.0, c=0.0), bias_variance=0.1)"
+    assert repr(gpntk.MLP()) == "MLP()"
+    assert f"net={net!r}" in repr(gpntk.NTK(net) + gpntk.NNGP(net))
+    assert net.get_params()["bias_variance"] == 0.1
+    assert jax.jit(lambda x: (repr(net), x)[1])(1.0) == 1.0
