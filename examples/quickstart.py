@@ -157,8 +157,11 @@ def print_table(name, splits, scores):
     print(f"{'':38s}{'test RMSE':>18s}{'log likelihood':>20s}{'seconds':>10s}")
     for model, values in scores.items():
         values = np.array(values)
-        mean, error = values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values))
-        rmse, likelihood = (f"{mean[i]:.3f} +- {error[i]:.3f}" for i in (0, 1))
+        cells = [f"{mean:.3f}" for mean in values.mean(0)]
+        if len(values) > 1:
+            errors = values.std(0, ddof=1) / np.sqrt(len(values))
+            cells = [f"{cell} +- {error:.3f}" for cell, error in zip(cells, errors, strict=True)]
+        rmse, likelihood = cells[:2]
         print(f"{model:38s}{rmse:>18s}{likelihood:>20s}{np.median(values[:, 2]):10.1f}")
 
 

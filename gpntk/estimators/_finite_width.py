@@ -181,7 +181,7 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
 
     def _closed_form(self, X, *, return_cov) -> FiniteWidthPosterior:
         rows = None if X is None else len(X)
-        if rows and not return_cov:
+        if X is not None and not return_cov:
             X = padded(X)
         posterior = finite_width_posterior(X=self._X, y=self._y, X_test=X, return_cov=return_cov, **self._settings)
         if rows is None:
