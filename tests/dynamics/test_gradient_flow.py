@@ -162,7 +162,7 @@ def test_equal_kernels_given_as_two_objects():
     [
         pytest.param({"width": 50}, {}, marks=pytest.mark.slow),
         pytest.param({}, {"width": 50}, marks=pytest.mark.slow),
-        ({"width": 50}, {"width": 50}),
+        pytest.param({"width": 50}, {"width": 50}, marks=pytest.mark.slow),
         ({"variance": 2.0}, {}),
         ({}, {"active_dims": [0, 2]}),
     ],

@@ -45,7 +45,10 @@ def flow(solver, **options):
     return GradientFlow(NTK(NET), NNGP(NET), X, Y, solver=solver, **options)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(o, id=name, marks=[pytest.mark.slow] * (name == "weights")) for name, o in OPTIONS.items()],
+)
 def test_every_time_agrees_with_the_stored_matrix(options):
     times = np.array([0.5, np.inf, 0.0, 20.0])
     stored, free = flow("eigh", **options), flow(PRECISE, **options)

@@ -50,6 +50,7 @@ def test_draws_have_the_predicted_moments(method, y):
     assert np.all(np.abs(np.cov(flat) - covariance) < 5 * error)
 
 
+@pytest.mark.slow
 def test_mcmc_at_infinite_width_is_the_gaussian_process():
     """Without fluctuations of the kernel every draw has the same conditional moments."""
     model = FiniteWidthRegressor(
