@@ -152,7 +152,7 @@ def sample_noise(noise_variance: Any) -> Any:
     if isinstance(noise_variance, Distribution):
         return numpyro.sample("noise_variance", noise_variance)
     number = _checks.real_number("noise_variance", noise_variance, minimum=0.0, strict=True)
-    if jnp.asarray(number, float) == 0.0:
+    if np.asarray(number, jnp.result_type(float)) == 0.0:
         raise ValueError(f"`noise_variance` must not be zero in the precision that is on, got {number:g}.")
     return number
 
