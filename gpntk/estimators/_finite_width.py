@@ -180,13 +180,13 @@ class FiniteWidthRegressor(MultiOutputMixin, RegressorMixin, AbstractNetworkEsti
         return validate_data(self, X, dtype="float64", reset=False)
 
     def _closed_form(self, X, *, return_cov) -> FiniteWidthPosterior:
-        rows = None if X is None else len(X)
-        if X is not None and not return_cov:
-            X = padded(X)
-        posterior = finite_width_posterior(X=self._X, y=self._y, X_test=X, return_cov=return_cov, **self._settings)
-        if rows is None:
+        test = X if X is None or return_cov else padded(X)
+        posterior = finite_width_posterior(
+            X=self._X, y=self._y, X_test=test, return_cov=return_cov, **self._settings
+        )
+        if X is None:
             return posterior
-        mean, variance = (np.asarray(values)[:rows] for values in (posterior.mean, posterior.variance))
+        mean, variance = (np.asarray(values)[: len(X)] for values in (posterior.mean, posterior.variance))
         return dataclasses.replace(posterior, mean=mean, variance=variance)
 
     def _run(self):
