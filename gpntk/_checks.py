@@ -101,10 +101,18 @@ def real_array(name: str, value: Any, dtype: Any = None) -> Any:
         raise ValueError(f"`{name}` must be an array of real numbers, got dtype {value.dtype}.")
     with np.errstate(over="ignore"):
         value = value if dtype is None else value.astype(dtype)
-    if not is_traced(value) and not np.isfinite(value).all():
+    if not is_traced(value) and not _is_finite(value):
         too_large = f"infinity or a value too large for dtype({str(value.dtype)!r})"
         raise ValueError(f"`{name}` must be finite, got {'NaN' if np.isnan(value).any() else too_large}.")
     return value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all entries are finite, found out where they are: the way from an accelerator is slow."""
+    if not isinstance(value, jax.Array) or all(device.platform == "cpu" for device in value.devices()):
+        return bool(np.isfinite(value).all())
+    with jax.ensure_compile_time_eval():  # of a known array while others are traced
+        return bool(jnp.isfinite(value).all())
 
 
 def floating_array(name: str, value: Any) -> Float[Array, "..."]:
@@ -180,7 +188,7 @@ def inputs(name: str, x: Any, n_features: int | None = None, owner: str = "netwo
     # Converted first: a number may be too large for the precision that is on.
     with np.errstate(over="ignore"):
         x = jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.floating) else float)
-    if not is_traced(x) and not np.isfinite(x).all():
+    if not is_traced(x) and not _is_finite(x):
         too_large = f"infinity or a value too large for dtype({str(x.dtype)!r})"
         raise ValueError(f"Input {name} contains {'NaN' if np.isnan(x).any() else too_large}.")
     return x

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gpntk import _checks
+from gpntk._devices import default_device, is_accelerated
 from gpntk._features import checked_features
 from gpntk.kernels._sharding import in_rows, replicated, sharded_cross, sharded_diagonal, sharded_gram
 from gpntk.kernels._tiles import (
@@ -29,7 +30,6 @@ from gpntk.kernels._tiles import (
     Tiling,
     cross_blocks,
     default_block_size,
-    device_memory,
     diagonal_blocks,
     gram_blocks,
     n_inputs,
@@ -45,8 +45,8 @@ class BlockedComputation(AbstractKernelComputation):
 
     Args:
         block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
-            numbers per tile on processors, which suits their caches, a fraction of the memory on accelerators, and
-            lists of so many for kernels that hold more than about a thousand numbers per pair.
+            numbers per tile on processors, which suits their caches, 64 times as many on accelerators, and lists
+            of so many for kernels that hold more than about a thousand numbers per pair.
         progress: whether to show a progress bar. Under `jit` and `grad` there is none.
         mesh: devices to share the work, such as `jax.make_mesh((8,), ("rows",))`; axes and their names do not
             matter. Matrices are left on them, a block of rows on each if the devices divide the number of rows,
@@ -138,7 +138,7 @@ class HostBlocks:
     def __init__(self, kernel: Any, features1: Any, features2: Any, engine: BlockedComputation):
         self._kernel, self._engine, self._symmetric = kernel, engine, features2 is None
         # Tiles of accelerators are as large as a block should be.
-        side = (_TILES_PER_BLOCK if device_memory() is None else 1) * engine.side(kernel)
+        side = (1 if is_accelerated() else _TILES_PER_BLOCK) * engine.side(kernel)
         features = (features1,) if features2 is None else (features1, features2)
         tilings = [Tiling.of(f, side) for f in features]
         padded = [engine.placed(t.pad(f)) for t, f in zip(tilings, features, strict=True)]
@@ -212,14 +212,14 @@ def _check_memory(kernel, features1, features2, mesh) -> None:
     """
     devices = [None] if mesh is None else list(mesh.devices.flat)
     copies = len(devices) if n_inputs(features1) % len(devices) else 1
-    on_device = device_memory()
+    on_device = _accelerator_memory()
     if on_device is None:
         # Processors of one process share its memory.
         available = _host_memory() * len({getattr(device, "process_index", 0) for device in devices}) // copies
     else:
         available = on_device * len(devices) // copies
-    if n_inputs(features1) * n_inputs(features2) < available / 64:
-        return  # two matrices in double precision take a quarter of it: no need to trace the kernel
+    if 16 * n_inputs(features1) * n_inputs(features2) <= available:
+        return  # it holds two matrices in double precision, the most there are: no need to trace the kernel
     shapes = eqx.filter_eval_shape(_values_of_pairs, kernel, features1, features2)
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     if needed > available:
@@ -232,6 +232,11 @@ def _check_memory(kernel, features1, features2, mesh) -> None:
 
 def _values_of_pairs(kernel, features1, features2):
     return kernel.pair(features1, features2)
+
+
+def _accelerator_memory() -> int | None:
+    """Bytes of memory of the default device if it is an accelerator that tells; `None` for processors."""
+    return (default_device().memory_stats() or {}).get("bytes_limit") if is_accelerated() else None
 
 
 @functools.cache

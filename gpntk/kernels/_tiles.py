@@ -14,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._devices import is_accelerated
+from gpntk._products import matmul
+
 # Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
 _NUMBERS_PER_TILE = 512 * 512
-# Accelerators want tiles that occupy all of their cores; so many of a layer's arrays fit into their memory.
-_TILES_PER_MEMORY = 256
-_TILES_AT_ONCE = 2
+# Accelerators want tiles that occupy all of their cores for longer than it takes to start them.
+_NUMBERS_PER_TILE_OF_ACCELERATORS = 4096 * 4096
+# Their matrix products are a third slower where rows do not begin at multiples of so many numbers.
+_ALIGNMENT = 32
 # Where tiles would have fewer inputs on a side, pairs are listed: no mirror images on the diagonal, less padding.
 _SMALLEST_TILE = 16
 
@@ -62,7 +66,7 @@ def cross_blocks(pair: Callable, features1: Any, features2: Any, grouping: Group
         return jax.lax.dynamic_update_slice(matrix, tile, (row * tiling1.block, column * tiling2.block))
 
     rows, columns = np.indices((tiling1.tiles, tiling2.tiles)).reshape(2, -1)
-    matrix = _assemble(evaluate, write, rows, columns, (tiling1.padded, tiling2.padded))
+    matrix = _assembled(evaluate, write, rows, columns, (tiling1.padded, tiling2.padded))
     return jax.tree.map(lambda leaf: leaf[: tiling1.size, : tiling2.size], matrix)
 
 
@@ -94,17 +98,27 @@ def gram_blocks(pair: Callable, diagonal: Callable, features: Any, grouping: Gro
     features, diagonals = tiling.pad(features), tiling.pad(diagonals)
 
     def evaluate(row, column):
-        part = tiling.take(features, row)
-        return jax.tree.map(_Tile, pair(part, tiling.take(features, column)), tiling.take(diagonals, row))
+        return pair(tiling.take(features, row), tiling.take(features, column))
 
     def write(matrix, tile, row, column):
-        upper = jnp.where(row == column, _symmetric(tile.values, tile.diagonal), tile.values)
         row, column = row * tiling.block, column * tiling.block
-        matrix = jax.lax.dynamic_update_slice(matrix, tile.values.T, (column, row))
-        return jax.lax.dynamic_update_slice(matrix, upper, (row, column))
+        matrix = jax.lax.dynamic_update_slice(matrix, tile.T, (column, row))
+        return jax.lax.dynamic_update_slice(matrix, tile, (row, column))
+
+    def symmetric(matrix, diagonal):
+        """The matrix with the tiles on its diagonal made symmetric."""
+
+        def step(matrix, index):
+            corner = (index * tiling.block,) * 2
+            tile = jax.lax.dynamic_slice(matrix, corner, (tiling.block,) * 2)
+            tile = _symmetric(tile, tiling.take(diagonal, index))
+            return jax.lax.dynamic_update_slice(matrix, tile, corner), None
+
+        return jax.lax.scan(step, matrix, np.arange(tiling.tiles))[0]
 
     rows, columns = np.triu_indices(tiling.tiles)
-    matrix = _assemble(evaluate, write, rows, columns, (tiling.padded, tiling.padded))
+    matrix = _assembled(evaluate, write, rows, columns, (tiling.padded, tiling.padded))
+    matrix = jax.tree.map(symmetric, matrix, diagonals)
     return jax.tree.map(lambda leaf: leaf[: tiling.size, : tiling.size], matrix)
 
 
@@ -219,16 +233,16 @@ def gram_product_blocks(
     tiling = Tiling.of(features, block_size)
     diagonals = tiling.pad(diagonal_blocks(diagonal, features, block_size))
     features, vectors = tiling.pad(features), tiling.pad_with_zeros(vectors)
+    i, j = np.indices((tiling.block, tiling.block), sparse=True)
 
     @jax.checkpoint
     def products(row, column, vectors):
         """What the tile adds to its rows, and what its mirror image adds to theirs."""
-        part = tiling.take(features, row)
-        tile = pair(part, tiling.take(features, column))
-        on_diagonal = row == column
-        tile = jnp.where(on_diagonal, _symmetric(tile, tiling.take(diagonals, row)), tile)
-        mirrored = _matmul(tile.T, tiling.take(vectors, row))
-        return _matmul(tile, tiling.take(vectors, column)), jnp.where(on_diagonal, 0.0, mirrored)
+        tile = pair(tiling.take(features, row), tiling.take(features, column))
+        # On the diagonal of the matrix both add half of it, and nothing below.
+        half = jnp.where(i == j, 0.5 * tiling.take(diagonals, row)[:, None], 0.0)
+        tile = jnp.where((row < column) | (i < j), tile, half)
+        return _matmul(tile, tiling.take(vectors, column)), _matmul(tile.T, tiling.take(vectors, row))
 
     def add(total, item):
         *index, counts = item
@@ -254,7 +268,7 @@ def gram_product_blocks(
 
 def _matmul(tile: Float[Array, "n1 n2"], vectors: Float[Array, "n2 m"]) -> Float[Array, "n1 m"]:
     dtype = jnp.promote_types(tile.dtype, vectors.dtype)
-    return jnp.matmul(tile.astype(dtype), vectors.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+    return matmul(tile.astype(dtype), vectors.astype(dtype))
 
 
 def _zeros_like_result(function: Callable, *arguments: Any) -> Array:
@@ -262,39 +276,18 @@ def _zeros_like_result(function: Callable, *arguments: Any) -> Array:
     return jnp.zeros(shape.shape, shape.dtype)
 
 
-class _Tile(NamedTuple):
-    """A tile of a Gram matrix, with the diagonal it would have if it were on the diagonal."""
-
-    values: Float[Array, "n n"]
-    diagonal: Float[Array, " n"]
-
-
-def _assemble(evaluate: Callable, write: Callable, rows, columns, shape: tuple[int, int]) -> Any:
-    """Evaluate the tiles at (rows, columns) and write each into matrices of the given shape.
-
-    Tiles are evaluated a few at a time in a loop of their own and written afterwards. Written where they
-    are computed, XLA's CPU backend would fuse the last layers into the writes, repeat them for the mirrored
-    tile and run them on one thread.
-    """
-    missing = -len(rows) % _TILES_AT_ONCE
-    groups = [np.pad(index, (0, missing), mode="edge").reshape(-1, _TILES_AT_ONCE) for index in (rows, columns)]
-
-    def write_one(matrices, item):
-        row, column, tile = item
-        return jax.tree.map(lambda m, t: write(m, t, row, column), matrices, tile), None
-
-    # The backward pass evaluates tiles again, one at a time: what it needs of a single one is many times its size.
+def _assembled(evaluate: Callable, write: Callable, rows, columns, shape: tuple[int, int]) -> Any:
+    """Matrices of the given shape with the tiles `evaluate(row, column)` written into them one by one."""
+    tile = jax.eval_shape(evaluate, 0, 0)
+    # The backward pass evaluates tiles again: what it needs of a single one is many times its size.
     evaluate = jax.checkpoint(evaluate)
 
-    def fill(matrices, group):
-        tiles = jax.lax.map(lambda index: evaluate(*index), group)
-        return jax.lax.scan(write_one, matrices, (*group, tiles))[0], None
+    def step(matrices, place):
+        # XLA would repeat the last layers in every write of the same tile, on processors on one thread.
+        tile = jax.lax.optimization_barrier(evaluate(*place))
+        return jax.tree.map(lambda matrix, values: write(matrix, values, *place), matrices, tile), None
 
-    tile = jax.eval_shape(evaluate, 0, 0)
-    is_tile = lambda leaf: isinstance(leaf, _Tile)  # noqa: E731
-    dtype = lambda leaf: leaf.values.dtype if is_tile(leaf) else leaf.dtype  # noqa: E731
-    matrices = jax.tree.map(lambda leaf: jnp.zeros(shape, dtype(leaf)), tile, is_leaf=is_tile)
-    return jax.lax.scan(fill, matrices, tuple(groups))[0]
+    return jax.lax.scan(step, jax.tree.map(lambda leaf: jnp.zeros(shape, leaf.dtype), tile), (rows, columns))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,7 +303,10 @@ class Tiling:
         """As few blocks as there can be of at most `block_size` inputs."""
         size = n_inputs(features)
         tiles = math.ceil(size / block_size)
-        return cls(size, tiles, math.ceil(size / tiles))
+        block = math.ceil(size / tiles)
+        if tiles > 1 and block > 32 * _ALIGNMENT and is_accelerated():
+            block = min(block_size, math.ceil(block / _ALIGNMENT) * _ALIGNMENT)
+        return cls(size, tiles, block)
 
     @property
     def padded(self) -> int:
@@ -358,14 +354,4 @@ def default_grouping(sites_per_pair: int) -> Grouping:
 
 
 def _numbers_per_tile() -> int:
-    memory = device_memory()
-    return _NUMBERS_PER_TILE if memory is None else max(_NUMBERS_PER_TILE, memory // (4 * _TILES_PER_MEMORY))
-
-
-def device_memory() -> int | None:
-    """Bytes of memory of the default device if it is an accelerator that tells; `None` for processors."""
-    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue] (JAX defines it at run time)
-    device = default or jax.local_devices()[0]
-    # A default device can be the name of a platform.
-    device = jax.local_devices(backend=device)[0] if isinstance(device, str) else device
-    return None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+    return _NUMBERS_PER_TILE_OF_ACCELERATORS if is_accelerated() else _NUMBERS_PER_TILE

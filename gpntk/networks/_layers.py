@@ -10,11 +10,18 @@ import jax.numpy as jnp
 from gpjax.parameters import val
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gpntk._devices import is_accelerated
+from gpntk._products import matmul
 from gpntk.activations import AbstractActivation
 from gpntk.networks._state import KernelState
 
 LayerParameters = Any
 """Weights of one layer: a dictionary of arrays, empty for layers without any; a list of those for `Repeat`."""
+
+
+# Accelerators are fastest with many layers in one pass over memory. XLA's CPU backend would repeat all of them for
+# each use of what they give.
+_LAYERS_PER_PASS = 8
 
 
 class AbstractLayer(eqx.Module):
@@ -74,7 +81,7 @@ class Dense(AbstractLayer):
         fan_in = parameters["weight"].shape[0]
         if x.shape[-1] != fan_in:
             raise ValueError(f"x has {x.shape[-1]} features, but the layer expects {fan_in} features as input.")
-        return self.scale_and_shift(x @ parameters["weight"], fan_in, parameters)
+        return self.scale_and_shift(matmul(x, parameters["weight"]), fan_in, parameters)
 
     def sample(self, key: PRNGKeyArray, weight_shape: tuple[int, ...]) -> LayerParameters:
         """Standard normal weights, with the output channels on the last axis, and biases."""
@@ -154,7 +161,8 @@ class Repeat(AbstractLayer):
     def propagate(self, state, features1, features2):
         step = lambda state, features: (kernels_through(self.layers, state, *features), None)  # noqa: E731
         features = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), (features1, features2))
-        return jax.lax.scan(step, state, features, length=self.times)[0]
+        unroll = _LAYERS_PER_PASS if is_accelerated() else 1
+        return jax.lax.scan(step, state, features, length=self.times, unroll=unroll)[0]
 
     def init(self, key, shape, widths):
         parameters = []
