@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import matmul
 from gpntk.activations._base import AbstractActivation, derive_from, root_and_inverse
 
 # The Gaussian is integrated on [-12, 12], in panels that shrink geometrically towards 0: there a function
@@ -105,8 +106,8 @@ class AbstractSeries(AbstractActivation):
         x = scale * nodes
         value, slope = jax.jvp(self.__call__, (x,), (jnp.ones_like(x),))
         order = ORDER[bits]
-        values, slopes = value @ basis[:, : order + 2], slope @ basis[:, : order + 1]
-        norm, slope_norm = (value * value) @ weights, (slope * slope) @ weights
+        values, slopes = matmul(value, basis[:, : order + 2]), matmul(slope, basis[:, : order + 1])
+        norm, slope_norm = matmul(value * value, weights), matmul(slope * slope, weights)
         mismatch = jnp.sqrt(jnp.arange(1, order + 2, dtype=x.dtype)) * values[1:] - scale * slopes
         quadrature = _share(jnp.sum(mismatch**2), norm + scale**2 * slope_norm)
         quadrature = 2.0 * root_and_inverse(quadrature)[0]
@@ -114,7 +115,8 @@ class AbstractSeries(AbstractActivation):
         at_least_1 = with_remainder(slope, slopes, weights)[1:]
         error = quadrature + _share(jnp.sum(at_least_2[-2:] ** 2), norm)
         slope_error = quadrature + _share(jnp.sum(at_least_1[-2:] ** 2), slope_norm)
-        return value @ weights, slope @ weights, at_least_2, at_least_1, error, slope_error
+        mean, mean_slope = matmul(value, weights), matmul(slope, weights)
+        return mean, mean_slope, at_least_2, at_least_1, error, slope_error
 
 
 def _share(part, whole):
@@ -123,11 +125,11 @@ def _share(part, whole):
 
 def with_remainder(function, coefficients, weights):
     """The coefficients, the last even and the last odd one carrying all that higher orders hold."""
-    norm = (function * function) @ weights
+    norm = matmul(function * function, weights)
     # An integrand that has not died out at the ends of the range has no moment that can be computed.
     ends = jnp.maximum(function[0] ** 2 * weights[0], function[-1] ** 2 * weights[-1])
     norm = jnp.where(ends > 1e-9 * norm, jnp.inf, norm)
-    mirrored = (function * function[::-1]) @ weights  # the nodes are symmetric
+    mirrored = matmul(function * function[::-1], weights)  # the nodes are symmetric
     parity = jnp.array([1.0, -1.0], norm.dtype) * (-1.0) ** (len(coefficients) % 2)
     kept = coefficients[:-2]
     same = jnp.stack([jnp.sum(kept[-2::-2] ** 2), jnp.sum(kept[-1::-2] ** 2)])

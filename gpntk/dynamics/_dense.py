@@ -9,7 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from gpntk.dynamics._spectral import matmul, matrix_function
+from gpntk._products import matmul
+from gpntk.dynamics._spectral import matrix_function
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from gpjax.parameters import val
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import matmul
 from gpntk.dynamics._krylov import Preconditioner, extend_krylov_spaces, krylov_spaces, quadratures_of_logarithm
 from gpntk.dynamics._matrix_free import MatrixFree, RegularisedGram, solve, working_precision
 from gpntk.kernels import GramOperator
@@ -75,7 +76,7 @@ class MatrixFreePosterior(Posterior):
         cross = kernel.cross_covariance(x, test_inputs)
         solved, _ = solve(self._gram, self._precondition, cross, self._solver)
         if covariance == "dense":
-            values = kernel.gram(test_inputs).as_matrix() - cross.T @ solved
+            values = kernel.gram(test_inputs).as_matrix() - matmul(cross.T, solved)
             values = (values + values.T) / 2 + self.prior.jitter * jnp.eye(len(test_inputs))
             return GaussianDistribution(mean, lx.MatrixLinearOperator(values, lx.positive_semidefinite_tag))
         values = lx.diagonal(kernel.diagonal(test_inputs)) - jnp.sum(cross * solved, axis=0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gpntk.dynamics._spectral import matmul
+from gpntk._products import einsum, matmul
 
 # Preconditioner
 
@@ -203,8 +203,8 @@ def extend_krylov_spaces(product: Callable, spaces: KrylovSpaces, size: Any, new
         scale = column_norms(image)
         along = jnp.sum(basis[k] * image, axis=0)
         for _ in range(2):
-            overlap = jnp.einsum("knm,nm->km", basis, image, precision=jax.lax.Precision.HIGHEST)
-            image -= jnp.einsum("knm,km->nm", basis, overlap, precision=jax.lax.Precision.HIGHEST)
+            overlap = einsum("knm,nm->km", basis, image)
+            image -= einsum("knm,km->nm", basis, overlap)
         length = column_norms(image)
         exhausted = length <= 4 * eps * scale
         length = jnp.where(exhausted, 0.0, length)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from gpntk import _checks
+from gpntk._products import einsum
 from gpntk.dynamics._krylov import (
     KrylovSpaces,
     Preconditioner,
@@ -302,7 +303,7 @@ def _evaluate(response, values, clock):
 @eqx.filter_jit
 def _combined(spaces, weights):
     basis = spaces.basis[: weights.shape[1]]
-    return spaces.norms * jnp.einsum("jnm,tjm->tnm", basis, weights, precision=jax.lax.Precision.HIGHEST)
+    return spaces.norms * einsum("jnm,tjm->tnm", basis, weights)
 
 
 def _with_room(values: np.ndarray, axis: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gpntk._products import matmul
 from gpntk.dynamics._responses import Response
 
 
@@ -100,6 +101,3 @@ def divided_difference(response: Response, eigenvalues: Float[Array, " N"], cloc
     slope = jax.jvp(lambda b: response.value(b, clock), (middle,), (jnp.ones_like(middle),))[1]
     close = jnp.abs(difference) < jnp.finfo(middle.dtype).eps ** (1 / 3) * response.scale(middle, clock)
     return jnp.where(close, slope, (values[:, None] - values) / jnp.where(close, 1.0, difference))
-
-
-matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import matmul
 from gpntk.dynamics._arguments import (
     check_probabilities,
     checked_parameter,
@@ -48,7 +49,7 @@ from gpntk.dynamics._matrix_free import (
     solve,
 )
 from gpntk.dynamics._responses import DESCENT, FLOW, Response, Steps
-from gpntk.dynamics._spectral import Eigensystem, eigensystem, matmul
+from gpntk.dynamics._spectral import Eigensystem, eigensystem
 from gpntk.kernels import NNGP, NTK, GramOperator, nngp_and_ntk
 
 # The largest Gram matrix that `solver="auto"` stores, in bytes. About three times as much is held while it is

@@ -14,6 +14,7 @@ from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.transforms import Transform, biject_to
 
 from gpntk import _checks
+from gpntk._products import einsum, matmul
 from gpntk.finite_width._cumulants import Cumulants
 from gpntk.finite_width._sampled import SampledCumulants
 
@@ -178,9 +179,9 @@ class QuarticAction(Distribution):
 
     def action(self, z: Float[Array, "... N n_outputs"]) -> Float[Array, "..."]:
         """S[z]."""
-        second = jnp.einsum("...ai,...bi->...ab", z, z)
-        quadratic = jnp.einsum("ab,...ab->...", self.g, second)
-        return 0.5 * quadratic - 0.125 * jnp.einsum("abcd,...ab,...cd->...", self.v, second, second)
+        second = einsum("...ai,...bi->...ab", z, z)
+        quadratic = einsum("ab,...ab->...", self.g, second)
+        return 0.5 * quadratic - 0.125 * einsum("abcd,...ab,...cd->...", self.v, second, second)
 
     def log_prob(self, value: Float[Array, "... N n_outputs"]) -> Float[Array, "..."]:
         """Logarithm of the density, normalised to order 1/n; minus infinity outside of the support."""
@@ -197,8 +198,8 @@ class QuarticAction(Distribution):
         """
         covariance = jnp.linalg.inv(jnp.asarray(self.g))
         lowered = _raised(jnp.asarray(self.v), covariance)
-        mean = covariance + 0.5 * self.n_outputs * jnp.einsum("abcd,cd->ab", lowered, self.g)
-        return KernelMoments(mean + jnp.einsum("acbd,cd->ab", lowered, self.g), lowered)
+        mean = covariance + 0.5 * self.n_outputs * einsum("abcd,cd->ab", lowered, self.g)
+        return KernelMoments(mean + einsum("acbd,cd->ab", lowered, self.g), lowered)
 
     @property
     def mean(self):
@@ -303,8 +304,8 @@ def _check_couplings(g, v) -> None:
 
 
 def _raised(tensor, matrix):
-    xp = jnp if isinstance(tensor, jax.Array) else np
-    return xp.einsum("abcd,ae,bf,cg,dh->efgh", tensor, matrix, matrix, matrix, matrix, optimize=True)
+    multiply = einsum if isinstance(tensor, jax.Array) else np.einsum
+    return multiply("abcd,ae,bf,cg,dh->efgh", tensor, matrix, matrix, matrix, matrix, optimize=True)
 
 
 def _largest_eigenvalue(v, factor) -> float:
@@ -358,7 +359,7 @@ class EllipsoidTransform(Transform):
         return EllipsoidConstraint(self.factor, self.squared_radius)
 
     def __call__(self, x):
-        return jnp.asarray(self.factor) @ x * (1.0 + _ratio(x, self.squared_radius)) ** -0.5
+        return matmul(jnp.asarray(self.factor), x) * (1.0 + _ratio(x, self.squared_radius)) ** -0.5
 
     def _inverse(self, y):
         whitened = _whiten(self.factor, y)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from gpntk import _checks
 from gpntk._features import checked_features
+from gpntk._products import einsum
 from gpntk.finite_width._factored import compressed, moved, source_factors
 from gpntk.finite_width._fourth_moments import fourth_moments, to_covariance
 from gpntk.finite_width._pair_maps import Pairing, pair_maps
@@ -363,7 +364,7 @@ def _factored(net, inputs, pairs, rank: int, tolerance: float, seed: int) -> Fac
 def _pair_variances(V: Float[Array, "3 3 N N"], pairing: Pairing) -> Float[Array, "N N"]:
     """Variances of the random covariances of pairs, from those of the excess and both variances."""
     row = jnp.stack([jnp.ones_like(V[0, 0]), 0.5 * pairing.ratio, 0.5 * pairing.inverse_ratio])
-    return jnp.einsum("i...,ij...,j...->...", row, V, row)
+    return einsum("i...,ij...,j...->...", row, V, row)
 
 
 def _check_memory(n: int, rank: int | None) -> None:

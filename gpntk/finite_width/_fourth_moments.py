@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum
 from gpntk.activations import AbstractActivation, Erf, Identity, Sign
 from gpntk.activations._homogeneous import AbstractPiecewiseLinear
 from gpntk.activations._series import gaussian_quadrature
@@ -88,7 +89,7 @@ def fourth_moments(
 @fourth_moments.register
 def _wick(activation: Identity, kernel, values, slopes, following, tolerance, seed) -> FourthMoments:
     del activation, values, slopes, tolerance, seed
-    wick = jnp.einsum("ac,bd->abcd", kernel, kernel) + jnp.einsum("ad,bc->abcd", kernel, kernel)
+    wick = einsum("ac,bd->abcd", kernel, kernel) + einsum("ad,bc->abcd", kernel, kernel)
     wick = to_excess(_swap(to_excess(wick, following)), following)
     return FourthMoments(wick[None], jnp.zeros_like(wick)[None], jnp.zeros_like(wick)[None])
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gpntk._products import matmul
 from gpntk.activations import AbstractActivation, Sign
 from gpntk.activations._base import root_and_inverse
 from gpntk.activations._homogeneous import AbstractPiecewiseLinear
@@ -68,11 +69,11 @@ def _smooth_moments(activation, variance: Float[Array, ""]) -> InputMoments:
     scale, _ = root_and_inverse(variance)
     x = scale * nodes
     s, s1, s2, s3, s4, s5 = (f(x) for f in functions)
-    mean = lambda function: function @ weights  # noqa: E731
+    mean = lambda function: matmul(function, weights)  # noqa: E731
 
     if isinstance(activation, AbstractSeries):
         second, slope = mean(s * s), mean(s1 * s1)
-        derivatives = jnp.stack([s, s1, s2, s3, s4, s5]) @ basis[:, : ORDER[bits]]
+        derivatives = matmul(jnp.stack([s, s1, s2, s3, s4, s5]), basis[:, : ORDER[bits]])
         second_slope = mean(s1 * s1 + s * s2)
         second_curvature = 0.5 * mean(3 * s2**2 + 4 * s1 * s3 + s * s4)
         slope_slope = mean(s2**2 + s1 * s3)
@@ -83,11 +84,11 @@ def _smooth_moments(activation, variance: Float[Array, ""]) -> InputMoments:
         second_curvature, slope_curvature = _with_derivative(_derivative(activation.moments))(variance)[1]
 
     # An integrand that has not died out at the ends of the range has no moment that can be computed.
-    fourth = with_remainder(s * s, (s * s) @ basis, weights)
+    fourth = with_remainder(s * s, matmul(s * s, basis), weights)
     diverges = jnp.isinf(fourth[-1]) | ~jnp.isfinite(fourth[-1])
     centred, centred_slope = s * s - mean(s * s), s1 * s1 - mean(s1 * s1)
-    explained = scale * (s2 @ basis[:, :_LOW])
-    slopes = jnp.sqrt(jnp.arange(1, _LOW + 1, dtype=x.dtype)) * (s1 @ basis[:, 1 : _LOW + 1])
+    explained = scale * matmul(s2, basis[:, :_LOW])
+    slopes = jnp.sqrt(jnp.arange(1, _LOW + 1, dtype=x.dtype)) * matmul(s1, basis[:, 1 : _LOW + 1])
     norm = mean(s1 * s1)
     rough = jnp.sum((slopes - explained) ** 2)
     return InputMoments(
@@ -101,7 +102,7 @@ def _smooth_moments(activation, variance: Float[Array, ""]) -> InputMoments:
         jnp.where(diverges, jnp.inf, mean(centred * centred)),
         mean(centred * centred_slope),
         mean(centred_slope * centred_slope),
-        jnp.stack([s, s**2, s**3, s1, s * s1, s**2 * s1]) @ basis[:, : ORDER[bits]],
+        matmul(jnp.stack([s, s**2, s**3, s1, s * s1, s**2 * s1]), basis[:, : ORDER[bits]]),
         derivatives,
         jnp.where(norm > 0, rough / jnp.where(norm > 0, norm, 1.0), 0.0),
     )

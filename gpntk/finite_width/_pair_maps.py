@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum
 from gpntk.activations import AbstractActivation, Sign
 from gpntk.activations._base import one_minus_square, root_and_inverse
 from gpntk.activations._homogeneous import AbstractPiecewiseLinear
@@ -133,8 +134,8 @@ def _in_excess(value, gradient, hessian, pairing: Pairing) -> Derivatives:
     jacobian = jnp.stack([jnp.stack(row) for row in ([one, by_a, by_b], [zero, one, zero], [zero, zero, one])])
     return Derivatives(
         value,
-        jnp.einsum("ij...,i...->j...", jacobian, gradient),
-        jnp.einsum("ik...,ij...,jl...->kl...", jacobian, hessian, jacobian),
+        einsum("ij...,i...->j...", jacobian, gradient),
+        einsum("ik...,ij...,jl...->kl...", jacobian, hessian, jacobian),
         gradient[1:],
     )
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum
 from gpntk.activations import AbstractActivation, Sign
 from gpntk.activations._base import one_minus_square, root_and_inverse
 from gpntk.activations._homogeneous import AbstractPiecewiseLinear
@@ -82,8 +83,8 @@ def pair_sources(
     )
     to_excess = _excess_from_covariance(following, rho)
     return PairSources(
-        jnp.einsum("ij...,jk...,lk...->il...", to_excess, values, to_excess),
-        jnp.einsum("ij...,j...->i...", to_excess, covariances),
+        einsum("ij...,jk...,lk...->il...", to_excess, values, to_excess),
+        einsum("ij...,j...->i...", to_excess, covariances),
         jnp.stack([jnp.stack([mixed_aa, mixed_ab]), jnp.stack([mixed_ab, mixed_bb])]),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk._checks import is_traced
+from gpntk._products import einsum
 from gpntk.finite_width._input_moments import InputMoments, input_moments
 from gpntk.finite_width._pair_maps import Derivatives, Pairing, pair_maps
 from gpntk.finite_width._pair_moments import PairSources, pair_sources
@@ -182,22 +183,22 @@ def next_pairs(
 
     V_next = C**2 * sources.values + ratio * _both(jacobian, V, jacobian)
     D_next = C**2 * (of_pair(sources.values) + theta * sources.slopes) + ratio * (
-        jnp.einsum("ij...,jk...,k...->i...", jacobian, V, ntk_by_kernel)
-        + ntk_by_ntk * jnp.einsum("ij...,j...->i...", jacobian, D)
+        einsum("ij...,jk...,k...->i...", jacobian, V, ntk_by_kernel)
+        + ntk_by_ntk * einsum("ij...,j...->i...", jacobian, D)
     )
     tangents1, tangents2 = _tangent_maps(T, U, moments)
     F_next = C**2 * (sources.mixed * theta + ratio * _both(tangents1, F, tangents2))
 
     shifts = [s.K1 for s in inputs]
-    curvature = 0.5 * C * jnp.einsum("ij...,ij...->...", T.hessian, V)
+    curvature = 0.5 * C * einsum("ij...,ij...->...", T.hessian, V)
     kernel_shift = C * _at_fixed_covariance(T, K1, shifts)
     K1_next = kernel_shift + curvature
     theta1_next = (
         kernel_shift
         + curvature
-        + C * theta * (_at_fixed_covariance(U, K1, shifts) + 0.5 * jnp.einsum("ij...,ij...->...", U.hessian, V))
+        + C * theta * (_at_fixed_covariance(U, K1, shifts) + 0.5 * einsum("ij...,ij...->...", U.hessian, V))
         + ntk_by_ntk * theta1
-        + C * jnp.einsum("i...,i...->...", U.gradient, D)
+        + C * einsum("i...,i...->...", U.gradient, D)
         + C
         * (U.gradient[0] * (F[0, 1] + F[1, 0]) + 2.0 * (U.by_variances[0] * F[0, 0] + U.by_variances[1] * F[1, 1]))
     )
@@ -238,7 +239,7 @@ def _tangent_maps(T: Derivatives, U: Derivatives, moments):
 
 
 def _both(map1, tensor, map2):
-    return jnp.einsum("ij...,jk...,lk...->il...", map1, tensor, map2)
+    return einsum("ij...,jk...,lk...->il...", map1, tensor, map2)
 
 
 def _at_fixed_covariance(function: Derivatives, covariance_move, variance_moves):

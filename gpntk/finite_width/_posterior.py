@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import einsum
 from gpntk.finite_width._fluctuations import FactorBatch, fluctuation_sums, random_kernel
 from gpntk.finite_width._pairs import warn_if_narrow
 from gpntk.networks import MLP
@@ -224,7 +225,7 @@ class _MarginalSums(NamedTuple):
 def marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
     n = len(gp.inverse)
     train = factors.block[:, :n, :n]
-    slope = jnp.einsum("rab,ab->r", train, gp.gradient)
+    slope = einsum("rab,ab->r", train, gp.gradient)
     moved = train @ gp.coefficients
     solved = train @ gp.inverse
     outputs = gp.coefficients.shape[1]
@@ -234,7 +235,7 @@ def marginal_sums(factors: FactorBatch, gp: _Process) -> _MarginalSums:
     # First derivatives of the mean, (F_xA - P F_AA) a, and of the variance.
     rows, own = left_over_moves(factors, gp.weights)
     mean_slope = rows @ gp.coefficients
-    mean = jnp.einsum("r,rxq->xq", slope, mean_slope) - jnp.sum(rows @ (gp.inverse @ moved), axis=0)
+    mean = einsum("r,rxq->xq", slope, mean_slope) - jnp.sum(rows @ (gp.inverse @ moved), axis=0)
     variance = (
         jnp.sum(mean_slope**2, axis=0)
         + jnp.sum(slope[:, None] * own - jnp.sum(rows * (rows @ gp.inverse), axis=2), axis=0)[:, None]
@@ -258,13 +259,13 @@ def _joint_sums(factors: FactorBatch, gp: _Process) -> Float[Array, "M M q q"]:
     """The contraction of V in the numerator of the posterior covariance."""
     n = len(gp.inverse)
     train, test = factors.block[:, :n, :n], factors.block[:, n:, :n]
-    slope = jnp.einsum("rab,ab->r", train, gp.gradient)
+    slope = einsum("rab,ab->r", train, gp.gradient)
     rows = test - gp.weights @ train
     mean_slope = rows @ gp.coefficients
-    squares = jnp.einsum("rxi,rwj->xwij", mean_slope, mean_slope)
-    corner, rows_twice = (jnp.einsum("r,rxw->xw", slope, part) for part in (factors.block[:, n:, n:], test + rows))
+    squares = einsum("rxi,rwj->xwij", mean_slope, mean_slope)
+    corner, rows_twice = (einsum("r,rxw->xw", slope, part) for part in (factors.block[:, n:, n:], test + rows))
     moved = _through_residual(corner, rows_twice, gp.weights)
-    common = moved - jnp.einsum("rxa,rwa->xw", rows @ gp.inverse, rows)
+    common = moved - einsum("rxa,rwa->xw", rows @ gp.inverse, rows)
     return squares + common[:, :, None, None] * jnp.eye(gp.coefficients.shape[1])
 
 
@@ -308,7 +309,7 @@ def _covariance(gp: _Process, joint, shift, step, variance) -> Float[Array, "M M
     cov = gp.covariance[:, :, None, None] * identity + step * correction
     cov -= shift[:, None, :, None] * shift[None, :, None, :]
     # Integrated jointly, the diagonal has errors of its own: the covariance keeps its correlations.
-    own = jnp.einsum("xxii->xi", cov)
+    own = einsum("xxii->xi", cov)
     ratio = jnp.sqrt(jnp.where(own > 0, variance / jnp.where(own > 0, own, 1.0), 0.0))
     return cov * (ratio[:, None, :, None] * ratio[None, :, None, :])
 

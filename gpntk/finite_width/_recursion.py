@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum
 from gpntk.finite_width._fourth_moments import FourthMoments, to_covariance
 from gpntk.finite_width._input_moments import InputMoments
 from gpntk.finite_width._pair_maps import Derivatives, Pairing
@@ -100,7 +101,7 @@ def next_layer(
     values_and_slopes = tu + T.value[:, :, None, None] * U.value
     slopes = uu + U.value[:, :, None, None] * U.value
     F_next = C**2 * values_and_slopes * right + ratio * _tangent_map(ntk_by_ntk, through, F)
-    B_next = C**2 * slopes * left * right + ratio * jnp.einsum("ac,bd,abcd->abcd", ntk_by_ntk, ntk_by_ntk, B)
+    B_next = C**2 * slopes * left * right + ratio * einsum("ac,bd,abcd->abcd", ntk_by_ntk, ntk_by_ntk, B)
     return Statistics(V_next, D_next, F_next, A_next, B_next)
 
 
@@ -122,7 +123,7 @@ def _is_own(matrix):
 
 def _first(gradient, tensor):
     """The linear map on the first pair of indices: moves of (ab), (aa) and (bb)."""
-    diagonal = jnp.einsum("aacd->acd", tensor)
+    diagonal = einsum("aacd->acd", tensor)
     by_k, by_a, by_b = (g[:, :, None, None] for g in gradient)
     return by_k * tensor + by_a * diagonal[:, None] + by_b * diagonal[None, :]
 
@@ -137,5 +138,5 @@ def _swap(tensor):
 
 def _tangent_map(direct, through, F):
     """The map on both mixed entries (z_a, zdot_c) and (z_b, zdot_d) of F[a, b, c, d]."""
-    moved = jnp.einsum("ac,abcd->abcd", direct, F) + jnp.einsum("ac,cbcd->abcd", through, F)
-    return jnp.einsum("bd,abcd->abcd", direct, moved) + jnp.einsum("bd,adcd->abcd", through, moved)
+    moved = einsum("ac,abcd->abcd", direct, F) + einsum("ac,cbcd->abcd", through, F)
+    return einsum("bd,abcd->abcd", direct, moved) + einsum("bd,adcd->abcd", through, moved)

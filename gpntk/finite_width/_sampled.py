@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gpntk import _checks
 from gpntk._features import checked_features
+from gpntk._products import einsum, matmul
 from gpntk.finite_width._schedule import Schedule
 from gpntk.networks import MLP
 
@@ -120,7 +121,7 @@ def _estimates(net, x, nngp, ntk, keys, width, at_once):
 
     def covariance(first, second):
         first, second = first - first.mean(0), second - second.mean(0)
-        return jnp.einsum("sab,scd->abcd", first, second) * (width / (len(keys) - 1))
+        return einsum("sab,scd->abcd", first, second) * (width / (len(keys) - 1))
 
     return {
         "K": kernel.mean(0),
@@ -147,33 +148,33 @@ def _conditional_moments(net, params, x):
     def bias(parameters):
         return jnp.sqrt(bias_variance) * parameters.get("bias", 0.0)
 
-    kernel = bias_variance + weight_variance * (x @ x.T) / x.shape[1]
+    kernel = bias_variance + weight_variance * matmul(x, x.T) / x.shape[1]
     hidden = None  # kernel times the unit matrix, so wide that it is worth not multiplying with
-    z = jnp.sqrt(weight_variance / x.shape[1]) * (x @ first["weight"]) + bias(first)
+    z = jnp.sqrt(weight_variance / x.shape[1]) * matmul(x, first["weight"]) + bias(first)
     for parameters in dense:
         weight = parameters["weight"]
         value, slope = jax.jvp(net.activation, (z,), (jnp.ones_like(z),))
         scaled = jnp.sqrt(weight_variance / len(weight)) * weight
-        through = jnp.einsum("ak,ki->aki", slope, scaled)
+        through = einsum("ak,ki->aki", slope, scaled)
         if hidden is None:
-            passed = jnp.einsum("ab,aki,bkj->abij", kernel, through, through, optimize=True)
+            passed = einsum("ab,aki,bkj->abij", kernel, through, through, optimize=True)
         else:
-            passed = jnp.einsum("aki,abkl,blj->abij", through, hidden, through, optimize=True)
-        kernel = bias_variance + weight_variance * (value @ value.T) / len(weight)
+            passed = einsum("aki,abkl,blj->abij", through, hidden, through, optimize=True)
+        kernel = bias_variance + weight_variance * matmul(value, value.T) / len(weight)
         hidden = passed + _times_unit_matrix(kernel, weight.shape[1])
-        z = value @ scaled + bias(parameters)
+        z = matmul(value, scaled) + bias(parameters)
 
     if hidden is None:
         hidden = _times_unit_matrix(kernel, z.shape[1])
     value, slope = jax.jvp(net.activation, (z,), (jnp.ones_like(z),))
     share = weight_variance / z.shape[1]
-    kernel = readout_bias_variance + share * (value @ value.T)
-    sloped = jnp.einsum("ak,abkl,bl->abkl", slope, hidden, slope)
-    tangent = kernel + share * jnp.einsum("abkk->ab", sloped)
-    mixed = share**2 * jnp.einsum("ak,bl,cdkl->abcd", value, value, sloped, optimize=True)
-    crossed = share**2 * jnp.einsum("abkl,cdkl->abcd", sloped, sloped)
+    kernel = readout_bias_variance + share * matmul(value, value.T)
+    sloped = einsum("ak,abkl,bl->abkl", slope, hidden, slope)
+    tangent = kernel + share * einsum("abkk->ab", sloped)
+    mixed = share**2 * einsum("ak,bl,cdkl->abcd", value, value, sloped, optimize=True)
+    crossed = share**2 * einsum("abkl,cdkl->abcd", sloped, sloped)
     return kernel, tangent, mixed, crossed
 
 
 def _times_unit_matrix(matrix, size):
-    return jnp.einsum("ab,kl->abkl", matrix, jnp.eye(size, dtype=matrix.dtype))
+    return einsum("ab,kl->abkl", matrix, jnp.eye(size, dtype=matrix.dtype))

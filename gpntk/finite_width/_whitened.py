@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum, matmul
 from gpntk.finite_width._fluctuations import FactorBatch, FluctuationSums, fluctuation_sums, random_kernel
 from gpntk.finite_width._posterior import check_resolved, condition, left_over_moves, marginal_sums
 from gpntk.networks import MLP
@@ -227,9 +228,7 @@ def _mode_projector(whitened: WhitenedKernel, whitener: Float[Array, "N N"]) -> 
     norms = np.sum(whitened.directions**2, axis=(1, 2))
     inverse = np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)
     columns = whitener[:, : whitened.directions.shape[1]]
-    return jnp.einsum(
-        "kij,ai,bj->kab", whitened.directions * inverse[:, None, None], columns, columns, optimize=True
-    )
+    return einsum("kij,ai,bj->kab", whitened.directions * inverse[:, None, None], columns, columns, optimize=True)
 
 
 def _factor_of_correlation(matrix):
@@ -260,12 +259,12 @@ def _pair_gram(factors: FactorBatch, whitener, first, second, weights):
 
 def _row_sums(factors: FactorBatch, whitener, projector, weights):
     n = len(whitener)
-    coordinates = jnp.einsum("rab,kab->rk", factors.block[:, :n, :n], projector)
+    coordinates = einsum("rab,kab->rk", factors.block[:, :n, :n], projector)
     rows, own = left_over_moves(factors, weights)
     whitened = rows @ whitener
     return (
-        jnp.einsum("rk,rxi->kxi", coordinates, whitened),
-        jnp.einsum("rxi,rxj->xij", whitened, whitened),
+        einsum("rk,rxi->kxi", coordinates, whitened),
+        einsum("rxi,rxj->xij", whitened, whitened),
         coordinates.T @ own,
     )
 
@@ -299,7 +298,7 @@ def exponential(matrix: Float[Array, "p p"], columns: Float[Array, "p q"], steps
     def step(columns, _):
         def term(carry, order):
             power, total = carry
-            power = (matrix @ power) / (steps * order)
+            power = matmul(matrix, power) / (steps * order)
             return (power, total + power), None
 
         orders = jnp.arange(1.0, 13.0, dtype=columns.dtype)

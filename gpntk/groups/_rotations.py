@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gpntk import _checks
+from gpntk._products import einsum, matmul
 from gpntk.groups._base import AbstractGroup
 from gpntk.groups._harmonics import (
     analysis,
@@ -140,7 +141,7 @@ class SO3(AbstractGroup):
             return x.reshape(len(x), *self.signal_shape)
         matrix = analysis(self.bandlimit, self.sampling, self.nside).astype(x.dtype)
         signals = x.reshape(len(x), -1, self.channels)
-        return jnp.einsum("npc,kp->nck", signals, matrix, precision=jax.lax.Precision.HIGHEST)
+        return einsum("npc,kp->nck", signals, matrix)
 
     def rotate(self, x: Float[ArrayLike, "N D"], angles: Float[ArrayLike, "*N 3"]) -> Float[Array, "N D"]:
         """Rotated signals in the same sampling, through their coefficients.
@@ -160,7 +161,7 @@ class SO3(AbstractGroup):
         if self.sampling == "coefficients":
             return moved.reshape(size, -1)
         matrix = synthesis(self.bandlimit, self.sampling, self.nside).astype(moved.dtype)
-        samples = jnp.einsum("nck,pk->npc", moved, matrix, precision=jax.lax.Precision.HIGHEST)
+        samples = einsum("nck,pk->npc", moved, matrix)
         return samples.reshape(size, -1)
 
     def transform(self, x, index):
@@ -235,7 +236,7 @@ def _turn(a: Float[Array, "... L*L"], bandlimit: int, inverse: bool) -> Float[Ar
     for degree, columns in enumerate(degree_slices(bandlimit)):
         matrix = quarter_turn(degree).astype(a.dtype)
         matrix = matrix if inverse else matrix.T
-        parts.append(jnp.matmul(a[..., columns], matrix, precision=jax.lax.Precision.HIGHEST))
+        parts.append(matmul(a[..., columns], matrix))
     return jnp.concatenate(parts, -1)
 
 

@@ -13,14 +13,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum
 from gpntk.groups._harmonics import degree_slices, y_rotations
-
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def quadrature_order(quadrature: int) -> int:
@@ -92,7 +90,7 @@ def _fourier_modes(bandlimit: int, quadrature: int) -> Float[np.ndarray, "2B 2L-
 
 
 def inverse_wigner(
-    coefficients: Float[Array | np.ndarray, "... L 2L-1 2L-1"], quadrature: int, einsum: Callable = _einsum
+    coefficients: Float[Array | np.ndarray, "... L 2L-1 2L-1"], quadrature: int, einsum: Callable = einsum
 ) -> Float[Array, "... nodes"]:
     """Values at the nodes of a rule: a sum over degrees for every beta, and a matrix product for each angle."""
     bandlimit = coefficients.shape[-3]
@@ -136,9 +134,9 @@ def forward_wigner(values: Float[Array, "... nodes"], bandlimit: int, quadrature
     weights = _as(quadrature_weights(quadrature), values)
     circle = 2 * quadrature
     grid = (values * weights).reshape(*values.shape[:-1], quadrature, circle, circle)
-    by_beta = _einsum("...ban,am->...bmn", _einsum("...bag,gn->...ban", grid, modes), modes)
-    direct = _einsum("...bmn,lbmn->...lmn", by_beta, straight)
-    return direct + _einsum("...bmn,lbmn->...lmn", by_beta, mirrored)[..., ::-1, ::-1]
+    by_beta = einsum("...ban,am->...bmn", einsum("...bag,gn->...ban", grid, modes), modes)
+    direct = einsum("...bmn,lbmn->...lmn", by_beta, straight)
+    return direct + einsum("...bmn,lbmn->...lmn", by_beta, mirrored)[..., ::-1, ::-1]
 
 
 def _as(table: np.ndarray, like: Float[Array | np.ndarray, "..."]) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from numpyro.distributions import Categorical, Normal
 
 from gpntk import _checks
+from gpntk._products import matmul
 from gpntk.finite_width._action import QuarticAction
 from gpntk.models._setup import (
     RandomKernelSetup,
@@ -83,7 +84,7 @@ def finite_width_classification(
     shape = (setup.n_train, n_classes)
     latent = numpyro.sample("output_noise", Normal(jnp.zeros(shape, dtype), 1.0).to_event(2))
     moved = half_exponential_times(exponent, latent)
-    logits = jnp.asarray(whitened.basis) @ (jnp.asarray(whitened.roots)[:, None] * moved)
+    logits = matmul(jnp.asarray(whitened.basis), jnp.asarray(whitened.roots)[:, None] * moved)
     with numpyro.plate("data", setup.n_train):
         likelihood: Any = Categorical(logits=logits)  # a function that chooses the class
         numpyro.sample("y", likelihood, obs=y)

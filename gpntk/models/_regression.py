@@ -12,6 +12,7 @@ from jaxtyping import Float
 from numpyro.distributions import Distribution, constraints
 
 from gpntk import _checks
+from gpntk._products import einsum, matmul
 from gpntk.finite_width._action import QuarticAction
 from gpntk.finite_width._posterior import checked_targets
 from gpntk.finite_width._whitened import exponential
@@ -116,15 +117,15 @@ def finite_width_regression(
     if X_test is None:
         return
     rows = setup.appended(observed)
-    targets = basis.T @ targets.reshape(setup.n_train, outputs)
+    targets = matmul(basis.T, targets.reshape(setup.n_train, outputs))
     if fixed:
         whitened_outputs, spread = targets / roots[:, None], None
     else:
         # What of the targets is not noise above the floor.
         kernel, scale_tril = noisy_factor(exponent, roots, excess)
         whitened_kernel = kernel / roots[:, None]
-        whitened_outputs = whitened_kernel @ cho_solve((scale_tril, True), targets)
-        spread = excess * whitened_kernel @ cho_solve((scale_tril, True), jnp.diag(1.0 / roots))
+        whitened_outputs = matmul(whitened_kernel, cho_solve((scale_tril, True), targets))
+        spread = excess * matmul(whitened_kernel, cho_solve((scale_tril, True), jnp.diag(1.0 / roots)))
     sample_outputs(rows, *posterior_rows(rows, coordinates, whitened_outputs, spread), columns)
 
 
@@ -150,7 +151,7 @@ class RandomKernelNormal(Distribution):
 
     def log_prob(self, value):
         value = value if self.columns else value[..., None]
-        targets = jnp.einsum("ai,...aq->...iq", self.basis, value)
+        targets = einsum("ai,...aq->...iq", self.basis, value)
         batch = targets.shape[:-2]
         targets = jnp.moveaxis(targets, -2, 0)
         flat = targets.reshape(targets.shape[0], -1)
@@ -174,8 +175,8 @@ class RandomKernelNormal(Distribution):
         if self.excess is None:
             moved = self.roots[:, None] * half_exponential_times(self.exponent, noise)
         else:
-            moved = self._scale_tril() @ noise
-        value = jnp.moveaxis((self.basis @ moved).reshape(shape), 0, -2)
+            moved = matmul(self._scale_tril(), noise)
+        value = jnp.moveaxis(matmul(self.basis, moved).reshape(shape), 0, -2)
         return value if self.columns else value[..., 0]
 
     def _scale_tril(self):
@@ -185,7 +186,7 @@ class RandomKernelNormal(Distribution):
 def noisy_factor(exponent, roots, excess):
     """The random kernel with its floor, and the lower factor of it with the excess of the noise, (N, N) each."""
     half = half_exponential_times(exponent, jnp.diag(roots))
-    kernel = half.T @ half
+    kernel = matmul(half.T, half)
     return kernel, jnp.linalg.cholesky(kernel + excess * jnp.eye(len(roots), dtype=kernel.dtype))
 
 

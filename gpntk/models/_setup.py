@@ -13,6 +13,7 @@ import numpyro
 from numpyro.distributions import Distribution, Normal, constraints
 
 from gpntk import _checks
+from gpntk._products import einsum, matmul
 from gpntk.finite_width._action import QuarticAction
 from gpntk.finite_width._pairs import warn_if_narrow
 from gpntk.finite_width._posterior import checked_points, checked_targets
@@ -144,7 +145,7 @@ def sample_exponent(whitened: WhitenedKernel):
     modes, offset = jnp.asarray(whitened.modes), jnp.asarray(whitened.offset)
     with numpyro.plate("mode", len(modes)):
         coordinates = numpyro.sample("kernel_modes", Normal(0.0, 1.0))
-    return coordinates, offset + jnp.einsum("k,kij->ij", coordinates, modes)
+    return coordinates, offset + einsum("k,kij->ij", coordinates, modes)
 
 
 def sample_noise(noise_variance: Any) -> Any:
@@ -177,17 +178,15 @@ def posterior_rows(rows: AppendedRows, coordinates, whitened_outputs, spread):
     """
     remainder = jnp.asarray(rows.remainder)
     weights = jnp.asarray(rows.loadings + rows.offset)
-    weights += jnp.einsum("k,kxi->xi", coordinates, jnp.asarray(rows.modes))
-    log_scale = jnp.asarray(rows.log_scale_offset) + coordinates @ jnp.asarray(rows.log_scale_modes)
+    weights += einsum("k,kxi->xi", coordinates, jnp.asarray(rows.modes))
+    log_scale = jnp.asarray(rows.log_scale_offset) + matmul(coordinates, jnp.asarray(rows.log_scale_modes))
     variance = jnp.asarray(rows.variance) * jnp.exp(log_scale)
     if spread is not None:
-        variance += jnp.einsum("xi,ij,xj->x", weights, spread, weights) + jnp.einsum(
-            "xij,ij->x", remainder, spread
-        )
-    by_target = jnp.einsum("xij,iq,jq->xq", remainder, whitened_outputs, whitened_outputs)
+        variance += einsum("xi,ij,xj->x", weights, spread, weights) + einsum("xij,ij->x", remainder, spread)
+    by_target = einsum("xij,iq,jq->xq", remainder, whitened_outputs, whitened_outputs)
     # A difference of two large numbers where all modes are kept.
     variance = variance[:, None] + jnp.maximum(by_target, 0.0)
-    return weights @ whitened_outputs + jnp.asarray(rows.mean_shift), variance
+    return matmul(weights, whitened_outputs) + jnp.asarray(rows.mean_shift), variance
 
 
 class ColumnNormal(Distribution):
@@ -202,7 +201,7 @@ class ColumnNormal(Distribution):
 
     def sample(self, key: Any, sample_shape=()):
         noise = jax.random.normal(key, (*sample_shape, *self.event_shape), self.loc.dtype)
-        return self.loc + self.scale * (self.factor @ noise)
+        return self.loc + self.scale * matmul(self.factor, noise)
 
     def log_prob(self, value):
         deviation = (value - self.loc) / self.scale

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt
 
+from gpntk._products import matmul
+
 
 class AbstractDomain(eqx.Module):
     """Turns raw inputs `(N, D)` into what the first layer needs, once per input, and pairs them up."""
@@ -76,7 +78,7 @@ class Point(AbstractDomain):
         return embedded.variance
 
     def covariance(self, embedded1, embedded2):
-        product = jnp.matmul(embedded1.x, embedded2.x.T, precision=jax.lax.Precision.HIGHEST)
+        product = matmul(embedded1.x, embedded2.x.T)
         return exact_at_coincidence(product, *rows_and_columns(embedded1, embedded2))
 
     def paired_covariance(self, embedded1, embedded2):

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import einsum
 from gpntk.activations import AbstractActivation, ReLU
 from gpntk.groups import FiniteGroup
 from gpntk.networks._domains import (
@@ -56,13 +57,13 @@ class GroupSignals(AbstractDomain):
     def covariance(self, embedded1, embedded2):
         left, right = self._sides(embedded1, embedded2)
         formula = "ngd,mhd->nmgh" if self.all_pairs else "ngd,mhd->nmg"
-        product = jnp.einsum(formula, left.x, right.x, precision=jax.lax.Precision.HIGHEST)
+        product = einsum(formula, left.x, right.x)
         return exact_at_coincidence(product, *rows_and_columns(*self._over_site_pairs(left, right)))
 
     def paired_covariance(self, embedded1, embedded2):
         left, right = self._sides(embedded1, embedded2)
         formula = "ngd,nhd->ngh" if self.all_pairs else "ngd,nhd->ng"
-        product = jnp.einsum(formula, left.x, right.x, precision=jax.lax.Precision.HIGHEST)
+        product = einsum(formula, left.x, right.x)
         return exact_at_coincidence(product, *self._over_site_pairs(left, right))
 
     def _sides(self, embedded1: PointFeatures, embedded2: PointFeatures) -> tuple[PointFeatures, PointFeatures]:

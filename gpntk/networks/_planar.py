@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import einsum
 from gpntk.activations import AbstractActivation, ReLU
 from gpntk.groups import C4, D4, AbstractGroup
 from gpntk.groups._planar import image_shape, planar_permutations, point_group, square_image_shape
@@ -53,7 +54,7 @@ class Images(AbstractDomain):
 
     def _products(self, all_pairs, diagonal, embedded1, embedded2):
         formula = all_pairs if self.all_pairs else diagonal
-        return jnp.einsum(formula, embedded1, embedded2, precision=jax.lax.Precision.HIGHEST)
+        return einsum(formula, embedded1, embedded2)
 
     def align_left(self, leaf):
         return jnp.expand_dims(leaf, 2) if self.all_pairs else leaf

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import matmul
 from gpntk.groups._planar import planar_permutations, point_group
 from gpntk.networks._layers import AbstractLayer, Dense
 from gpntk.networks._state import KernelState
@@ -300,9 +301,16 @@ def _mean_over_last(x: Float[Array, "..."], axes: int, positions: np.ndarray | s
     for _ in range(axes):
         chosen = np.zeros(x.shape[-1], x.dtype)
         chosen[positions] = 1.0
-        x = jnp.matmul(x, chosen, precision=jax.lax.Precision.HIGHEST) / chosen.sum()
+        x = matmul(x, chosen) / chosen.sum()
     return x
 
 
 def _correlate(x: Float[Array, "N H W c"], weight: Float[Array, "k k c n"]) -> Float[Array, "N h w n"]:
-    return jax.lax.conv_general_dilated(x, weight, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x,
+        weight,
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import einsum
 from gpntk.activations import AbstractActivation, ReLU
 from gpntk.groups import SO3
 from gpntk.groups._wigner import padded, values_on_group
@@ -52,7 +53,7 @@ class SphericalSignals(AbstractDomain):
 
     def _correlation(self, formula, embedded1, embedded2):
         left, right = (padded(embedded, self.group.bandlimit) for embedded in (embedded1, embedded2))
-        products = jnp.einsum(formula, left, right, precision=jax.lax.Precision.HIGHEST)
+        products = einsum(formula, left, right)
         return values_on_group(products, self.group.quadrature_bandlimit, self.group.inversion)
 
     def align_left(self, leaf):

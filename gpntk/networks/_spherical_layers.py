@@ -5,11 +5,11 @@ of rotations that follow x -> -x.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gpntk._products import einsum
 from gpntk.groups._wigner import (
     forward_wigner,
     inverse_wigner,
@@ -50,7 +50,7 @@ class Lift(AbstractLayer):
     def apply(self, parameters, x):
         filters = jnp.moveaxis(parameters["weight"], 0, -1)
         signals = padded(jnp.moveaxis(x, 1, -1), self.bandlimit)
-        products = _einsum("nclm,colk->nolmk", signals, padded(filters, self.bandlimit))
+        products = einsum("nclm,colk->nolmk", signals, padded(filters, self.bandlimit))
         values = values_on_group(products, self.quadrature, self.inversion)
         return self.dense.scale_and_shift(jnp.moveaxis(values, 1, -1), x.shape[-1], parameters)
 
@@ -104,7 +104,7 @@ class RotationConvolution(AbstractLayer):
             block, n_orders = slice(size - 1 - degree, size + degree), 2 * degree + 1
             square = filters[start[degree] : start[degree + 1]].reshape(n_orders, n_orders, *filters.shape[1:])
             # The integral against D is 1/sqrt(2l+1) of the orthonormal coefficient, and so is the result of it.
-            product = _einsum("ncmk,kpco->nomp", coefficients[:, :, degree, block, block], square)
+            product = einsum("ncmk,kpco->nomp", coefficients[:, :, degree, block, block], square)
             margins = [(0, 0)] * 2 + [(size - 1 - degree, size - 1 - degree)] * 2
             products.append(jnp.pad(product * np.sqrt(n_orders).astype(x.dtype), margins))
         return jnp.moveaxis(inverse_wigner(jnp.stack(products, 2), size), 1, -1)
@@ -121,18 +121,14 @@ class QuadratureMean(AbstractLayer):
         return variance, None
 
     def propagate(self, state, features1, features2):
-        return KernelState(*(_einsum("...s,s->...", kernel, self._weights(kernel)) for kernel in state))
+        return KernelState(*(einsum("...s,s->...", kernel, self._weights(kernel)) for kernel in state))
 
     def init(self, key, shape, widths):
         return {}, shape[-1:]
 
     def apply(self, parameters, x):
-        return _einsum("nsc,s->nc", x, self._weights(x))
+        return einsum("nsc,s->nc", x, self._weights(x))
 
     def _weights(self, like: Float[Array, "..."]) -> Float[np.ndarray, " nodes"]:
         weights = quadrature_weights(self.quadrature)
         return (np.tile(weights / 2, 2) if self.inversion else weights).astype(like.dtype)
-
-
-def _einsum(formula: str, *operands: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
-    return jnp.einsum(formula, *operands, precision=jax.lax.Precision.HIGHEST)

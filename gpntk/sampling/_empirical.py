@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gpntk import _checks
+from gpntk._products import matmul
 from gpntk.kernels._tiles import cross_blocks, gram_blocks
 from gpntk.networks import AbstractNetwork
 from gpntk.sampling._cost import affordable, fits, flops, working_set
@@ -176,7 +177,7 @@ def by_contraction(function: Function, net, params, x1, x2, outputs: str):
 
     def pair(features1, features2):
         jacobians = zip(jacobian(features1), jacobian(features2), strict=True)
-        return sum(jnp.matmul(j1, j2.T, precision=jax.lax.Precision.HIGHEST) for j1, j2 in jacobians)
+        return sum(matmul(j1, j2.T) for j1, j2 in jacobians)
 
     def diagonal(features):
         return sum(jnp.sum(j * j, axis=1) for j in jacobian(features))

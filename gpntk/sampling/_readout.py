@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from tqdm import tqdm
 
 from gpntk import _checks
+from gpntk._products import matmul
 from gpntk.networks import AbstractNetwork, KernelState
 from gpntk.sampling._cost import affordable, working_set
 from gpntk.sampling._empirical import checked, ntk
@@ -129,7 +130,7 @@ def _units(net, body_params, x):
 
 def _inner(h1: Float[Array, "N1 n"], h2: Float[Array, "N2 n"]) -> Float[Array, "N1 N2"]:
     """Inner products over units, divided by their number."""
-    return jnp.matmul(h1, h2.T, precision=jax.lax.Precision.HIGHEST) / h1.shape[-1]
+    return matmul(h1, h2.T) / h1.shape[-1]
 
 
 def _through_readout(net, hidden_nngp, hidden_ntk) -> KernelState:

@@ -356,7 +356,7 @@ def test_singular_gram_matrix_is_an_error_inside_jit():
         return GradientFlow(NTK(NET), None, inputs, jnp.arange(10.0)).mean(X_TEST, np.inf)
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="not positive definite"):
-        mean(DUPLICATES)
+        jax.block_until_ready(mean(DUPLICATES))
 
 
 @pytest.mark.parametrize(
