@@ -227,12 +227,13 @@ def gpu(results: Json) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """How the results of one script are shown: a title, what is measured, and rows or a table of its own."""
+    """How results are shown: title, what is measured, rows or a table of its own, and the script if not theirs."""
 
     title: str
     text: str
     rows: Callable[[Json], Iterator[Row]] | None = None
     table: Callable[[Json], str] | None = None
+    script: str | None = None
 
 
 SECTIONS = {
@@ -270,11 +271,13 @@ SECTIONS = {
         table=scaling,
     ),
     "gpu": Section(
-        "One device and its ceilings",
-        "On {device}, float32: NTK Gram matrices, the least time that the binding resource allows (its rate is\n"
-        "measured in the same run) over the time taken, and the largest error against float64. The same script\n"
-        "serves accelerators.",
+        "A GPU and its ceilings",
+        "On one {device}, float32: NTK Gram matrices, the least time that the binding resource allows (its rate\n"
+        "is measured in the same run) over the time taken, and the largest error against float64.",
         table=gpu,
+    ),
+    "gpu_on_cpu": Section(
+        "A processor and its ceilings", "The same script without a GPU.", table=gpu, script="gpu"
     ),
     "finite_width": Section(
         "Tensors at order 1/n",
@@ -318,7 +321,7 @@ def section(name: str, results: Json) -> str:
     else:
         times = [[case, seconds(t), seconds(first)] for case, t, first in all_times(results)]
         body = markdown(("case", "time", "first"), times, (1, 2))
-    return f"## {described.title}\n\n{text}\n\n{body}\n\n{provenance(name, results)}\n"
+    return f"## {described.title}\n\n{text}\n\n{body}\n\n{provenance(described.script or name, results)}\n"
 
 
 def provenance(name: str, results: Json) -> str:
