@@ -29,6 +29,8 @@ RNG = np.random.default_rng(0)
 ARGUMENTS = {"depth": 1, "activation": gpntk.Erf(), "bias_variance": 0.1}
 FAMILIES = {
     "MLP": (lambda: gpntk.NTK(gpntk.MLP(**ARGUMENTS)), 5),
+    "tanh": (lambda: gpntk.NTK(gpntk.MLP(1, gpntk.Tanh(), bias_variance=0.1)), 5),
+    "finite width": (lambda: gpntk.NTK(gpntk.MLP(**ARGUMENTS), width=1000), 5),
     "NNGP": (lambda: gpntk.NNGP(gpntk.MLP(**ARGUMENTS), variance=1.3), 5),
     "CNN": (lambda: gpntk.NTK(gpntk.CNN((4, 4, 1), **ARGUMENTS)), 16),
     "C4": (lambda: gpntk.NTK(gpntk.PlanarGroupCNN("C4", (4, 4, 1), **ARGUMENTS)), 16),

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gpntk import _checks
-from gpntk._devices import default_device, is_accelerated
+from gpntk._devices import accelerator_memory, is_accelerated
 from gpntk._features import checked_features
 from gpntk.kernels._sharding import in_rows, replicated, sharded_cross, sharded_diagonal, sharded_gram
 from gpntk.kernels._tiles import (
@@ -45,8 +45,8 @@ class BlockedComputation(AbstractKernelComputation):
 
     Args:
         block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
-            numbers per tile on processors, which suits their caches, 64 times as many on accelerators, and lists
-            of so many for kernels that hold more than about a thousand numbers per pair.
+            numbers per tile on processors, which suits their caches, a share of the memory on accelerators, and
+            lists of so many for kernels that hold more than about a thousand numbers per pair.
         progress: whether to show a progress bar. Under `jit` and `grad` there is none.
         mesh: devices to share the work, such as `jax.make_mesh((8,), ("rows",))`; axes and their names do not
             matter. Matrices are left on them, a block of rows on each if the devices divide the number of rows,
@@ -212,7 +212,7 @@ def _check_memory(kernel, features1, features2, mesh) -> None:
     """
     devices = [None] if mesh is None else list(mesh.devices.flat)
     copies = len(devices) if n_inputs(features1) % len(devices) else 1
-    on_device = _accelerator_memory()
+    on_device = accelerator_memory()
     if on_device is None:
         # Processors of one process share its memory.
         available = _host_memory() * len({getattr(device, "process_index", 0) for device in devices}) // copies
@@ -232,11 +232,6 @@ def _check_memory(kernel, features1, features2, mesh) -> None:
 
 def _values_of_pairs(kernel, features1, features2):
     return kernel.pair(features1, features2)
-
-
-def _accelerator_memory() -> int | None:
-    """Bytes of memory of the default device if it is an accelerator that tells; `None` for processors."""
-    return (default_device().memory_stats() or {}).get("bytes_limit") if is_accelerated() else None
 
 
 @functools.cache

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpntk._devices import is_accelerated
+from gpntk._devices import accelerator_memory, is_accelerated
 from gpntk._products import matmul
 
 # Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
 _NUMBERS_PER_TILE = 512 * 512
-# Accelerators want tiles that occupy all of their cores for longer than it takes to start them.
-_NUMBERS_PER_TILE_OF_ACCELERATORS = 4096 * 4096
+# Accelerators want tiles that occupy all of their cores for longer than it takes to start them. So many arrays of
+# a tile fit into their memory; the backward pass needs about twenty for every layer.
+_ARRAYS_PER_MEMORY = 800
 # Their matrix products are a third slower where rows do not begin at multiples of so many numbers.
 _ALIGNMENT = 32
 # Where tiles would have fewer inputs on a side, pairs are listed: no mirror images on the diagonal, less padding.
@@ -354,4 +355,5 @@ def default_grouping(sites_per_pair: int) -> Grouping:
 
 
 def _numbers_per_tile() -> int:
-    return _NUMBERS_PER_TILE_OF_ACCELERATORS if is_accelerated() else _NUMBERS_PER_TILE
+    memory = accelerator_memory()
+    return _NUMBERS_PER_TILE if memory is None else max(_NUMBERS_PER_TILE, memory // (4 * _ARRAYS_PER_MEMORY))

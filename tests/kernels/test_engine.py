@@ -13,7 +13,8 @@ import pytest
 
 import gpntk
 from gpntk import BlockedComputation
-from gpntk.kernels import _engine
+from gpntk.kernels import _engine, _tiles
+from gpntk.networks import _layers
 
 NETS = {
     "relu": gpntk.MLP(3, gpntk.ReLU(), bias_variance=0.2),
@@ -171,6 +172,31 @@ def test_backward_memory_grows_like_the_results_and_not_like_layers_times_pairs(
     assert large[0] - small[0] < 8 * 0.75 * (4 * 4096**2)
     # Ten more layers cost memory for one tile, however many pairs there are.
     assert large[1] - large[0] < 1.1 * (small[1] - small[0])
+
+
+def test_what_accelerators_do_differently_gives_the_same_numbers(x64, monkeypatch):
+    """Several layers in one pass, and tiles with aligned rows: 68 of them in the place of 67."""
+
+    def computed(engine):
+        net = gpntk.MLP(3, gpntk.ReLU(), bias_variance=0.1)
+        kernel = gpntk.NTK(net, compute_engine=engine)
+        x, y = inputs(133, jnp.float64), inputs(100, jnp.float64, seed=1)
+        both = gpntk.nngp_and_ntk(net, x, compute_engine=engine)
+        return *both, kernel.cross_covariance(x, y), gpntk.GramOperator(kernel, x) @ x
+
+    expected = computed(BlockedComputation(133))
+    jax.clear_caches()
+    for module in (_tiles, _layers):
+        monkeypatch.setattr(module, "is_accelerated", lambda: True)
+    monkeypatch.setattr(_tiles, "_ALIGNMENT", 2)
+    monkeypatch.setattr(_layers, "_LAYERS_PER_PASS", 2)
+    assert _tiles.Tiling.of(inputs(133, jnp.float64), 70) == _tiles.Tiling(133, 2, 68)
+    found = computed(BlockedComputation(70))
+    jax.clear_caches()
+    for values, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            values, reference, rtol=0, atol=TOLERANCE[jnp.float64] * np.abs(reference).max()
+        )
 
 
 def test_engines_are_equal_by_value():
