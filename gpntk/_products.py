@@ -1,6 +1,6 @@
 """Products of arrays in the full precision of their numbers.
 
-Unless told otherwise, JAX multiplies float32 matrices on GPUs with ten bits (TF32), an error of about 1e-3.
+Unless told otherwise, JAX multiplies float32 matrices on recent GPUs with ten bits (TF32), an error of about 1e-3.
 """
 
 import functools

@@ -1,5 +1,6 @@
-"""Products of matrices are asked for in full precision: the default on GPUs is an error of 1e-3 in float32."""
+"""Products of matrices are asked for in full precision: the default of recent GPUs is off by 1e-3 in float32."""
 
+import functools
 import re
 
 import gpjax as gpx
@@ -81,22 +82,44 @@ def gaussian_process(net, width):
     return predicted, x, y
 
 
-def bayesian_regression(net, width):
+def bayesian_model(net, width):
     x, y = data(width)
-    x_test = x[:2]
+    regression, classification = gpntk.models.finite_width_regression, gpntk.models.finite_width_classification
+    noise = numpyro.distributions.Uniform(0.05, 0.5)
+    models = [
+        functools.partial(regression, x, y, x[:2], noise_variance=0.1),
+        functools.partial(regression, x, None, x[:2], noise_variance=noise),
+        functools.partial(classification, x, y > 0, x[:2], n_classes=2),
+    ]
 
-    def sites(key):
-        model = numpyro.handlers.seed(gpntk.models.finite_width_regression, key)
-        with numpyro.handlers.trace() as trace:
-            model(x, y, x_test, net=net, width=1000, noise_variance=0.1)
-        return [site["value"] for site in trace.values() if site["type"] == "sample"]
+    def everything(key):
+        values = []
+        for model in models:
+            model = functools.partial(numpyro.handlers.seed(model, key), net=net, width=1000)
+            trace = numpyro.handlers.trace(model).get_trace()
+            samples = {n: s["value"] for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+            values += [site["value"] for site in trace.values() if site["type"] != "plate"]
+            values += [numpyro.infer.util.log_density(model, (), {}, samples)[0]]
+        return values
 
-    return sites, jax.random.key(0)
+    return everything, jax.random.key(0)
+
+
+def quartic_action(net, width):
+    x, _ = data(width)
+    action = gpntk.QuarticAction.from_cumulants(gpntk.cumulants(net, x), width=1000)
+
+    def drawn(key):
+        z = action.sample(key)
+        return z, action.log_prob(z)
+
+    return drawn, jax.random.key(0)
 
 
 CASES = [(function, name) for function in (kernel, finite_network) for name in NETWORKS]
 CASES += [(empirical_kernel, "MLP"), (training, "MLP"), (matrix_free, "MLP"), (gaussian_process, "MLP")]
-CASES += [(finite_width_kernel, "MLP"), (finite_width_kernel, "tanh"), (bayesian_regression, "MLP")]
+CASES += [(finite_width_kernel, "MLP"), (finite_width_kernel, "tanh"), (bayesian_model, "MLP")]
+CASES += [(quartic_action, "MLP")]
 
 
 def products(function, *arguments):

@@ -269,7 +269,7 @@ def _sample_one(action: QuarticAction, proposal: _RadialProposal, key):
         place = jax.random.uniform(place_key, (), factor.dtype, minval=-0.5, maxval=0.5)
         radius = proposal.middles[cell] + place * proposal.cell
         direction = jax.random.normal(direction_key, action.event_shape, factor.dtype)
-        z = factor @ direction * (radius / jnp.linalg.norm(direction))
+        z = matmul(factor, direction) * (radius / jnp.linalg.norm(direction))
         envelope = 0.125 * jnp.maximum(action.strongest, 0.0) * radius**4
         log_ratio = 0.5 * radius**2 - envelope - action.action(z)
         log_ratio += _log_radial(action, radius) - proposal.log_density[cell] - proposal.log_slack

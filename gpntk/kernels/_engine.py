@@ -45,8 +45,8 @@ class BlockedComputation(AbstractKernelComputation):
 
     Args:
         block_size: number of inputs on the side of a tile. `None` takes about a quarter of a million
-            numbers per tile on processors, which suits their caches, a share of the memory on accelerators, and
-            lists of so many for kernels that hold more than about a thousand numbers per pair.
+            numbers per tile on processors, which suits their caches, and up to 64 times as many on accelerators;
+            lists of so many for kernels whose pairs hold too much for tiles of 16 inputs.
         progress: whether to show a progress bar. Under `jit` and `grad` there is none.
         mesh: devices to share the work, such as `jax.make_mesh((8,), ("rows",))`; axes and their names do not
             matter. Matrices are left on them, a block of rows on each if the devices divide the number of rows,
@@ -145,6 +145,7 @@ class HostBlocks:
         # Rows and columns of a Gram matrix are the same objects.
         self._rows, self._columns = (tilings[0], padded[0]), (tilings[-1], padded[-1])
         self.shape = tilings[0].size, tilings[-1].size
+        self.block_shape = tilings[0].block, tilings[-1].block
         if self._symmetric:
             self.places = list(zip(*(i.tolist() for i in np.triu_indices(tilings[0].tiles)), strict=True))
         else:

@@ -105,7 +105,7 @@ def _identity(kernel, features1, features2, blocks: HostBlocks) -> str:
         jax.tree.map(lambda leaf, rows=rows: leaf[rows], features)
         for features, rows in zip((features1, columns), spread, strict=True)
     ]
-    digest = hashlib.sha256(repr((blocks.shape, blocks.dtypes, len(blocks.places))).encode())
+    digest = hashlib.sha256(repr((blocks.shape, blocks.dtypes, blocks.block_shape)).encode())
     for leaf in jax.tree.leaves((kernel, features1, features2, eqx.filter_jit(kernel.pair)(*some))):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()

@@ -19,8 +19,9 @@ from gpntk._products import matmul
 
 # Tiles of 512 x 512 numbers stay in the cache of a core while the layers pass over them.
 _NUMBERS_PER_TILE = 512 * 512
-# Accelerators want tiles that occupy all of their cores for longer than it takes to start them. So many arrays of
-# a tile fit into their memory; the backward pass needs about twenty for every layer.
+# Accelerators want tiles that occupy all of their cores for longer than it takes to start them, but the backward
+# pass keeps about twenty arrays of a tile for every layer: so many of float32 fit into the memory.
+_LARGEST_TILE = 4096 * 4096
 _ARRAYS_PER_MEMORY = 800
 # Their matrix products are a third slower where rows do not begin at multiples of so many numbers.
 _ALIGNMENT = 32
@@ -343,7 +344,8 @@ def _symmetric(tile: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float
 
 def default_block_size(sites_per_pair: int) -> int:
     """The side of a tile for kernels that hold `sites_per_pair` numbers per pair of inputs."""
-    return max(1, math.isqrt(_numbers_per_tile() // sites_per_pair))
+    side = max(1, math.isqrt(_numbers_per_tile() // sites_per_pair))
+    return side - side % _ALIGNMENT if side > 32 * _ALIGNMENT else side
 
 
 def default_grouping(sites_per_pair: int) -> Grouping:
@@ -355,5 +357,7 @@ def default_grouping(sites_per_pair: int) -> Grouping:
 
 
 def _numbers_per_tile() -> int:
+    if not is_accelerated():
+        return _NUMBERS_PER_TILE
     memory = accelerator_memory()
-    return _NUMBERS_PER_TILE if memory is None else max(_NUMBERS_PER_TILE, memory // (4 * _ARRAYS_PER_MEMORY))
+    return _LARGEST_TILE if memory is None else min(_LARGEST_TILE, memory // (4 * _ARRAYS_PER_MEMORY))

@@ -170,8 +170,9 @@ def test_backward_memory_grows_like_the_results_and_not_like_layers_times_pairs(
     small, large = ([temporary(n, depth) for depth in (2, 12)] for n in (2048, 4096))
     # What grows with N^2: both matrices, their cotangents, and copies that XLA makes of them.
     assert large[0] - small[0] < 8 * 0.75 * (4 * 4096**2)
-    # Ten more layers cost memory for one tile, however many pairs there are.
+    # Ten more layers cost memory for one tile, however many pairs there are, and not one number per pair.
     assert large[1] - large[0] < 1.1 * (small[1] - small[0])
+    assert large[1] - large[0] < 10 * (4 * 4096**2) / 2
 
 
 def test_what_accelerators_do_differently_gives_the_same_numbers(x64, monkeypatch):
@@ -182,11 +183,13 @@ def test_what_accelerators_do_differently_gives_the_same_numbers(x64, monkeypatc
         kernel = gpntk.NTK(net, compute_engine=engine)
         x, y = inputs(133, jnp.float64), inputs(100, jnp.float64, seed=1)
         both = gpntk.nngp_and_ntk(net, x, compute_engine=engine)
-        return *both, kernel.cross_covariance(x, y), gpntk.GramOperator(kernel, x) @ x
+        slope = jax.grad(lambda x: jnp.sum(kernel.gram(x).as_matrix() ** 2))(x)
+        products = gpntk.GramOperator(kernel, x) @ x
+        return *both, slope, products, kernel.cross_covariance(x, y), gpntk.stream_kernel_matrix(kernel, x)
 
     expected = computed(BlockedComputation(133))
     jax.clear_caches()
-    for module in (_tiles, _layers):
+    for module in (_engine, _tiles, _layers):
         monkeypatch.setattr(module, "is_accelerated", lambda: True)
     monkeypatch.setattr(_tiles, "_ALIGNMENT", 2)
     monkeypatch.setattr(_layers, "_LAYERS_PER_PASS", 2)
@@ -197,6 +200,16 @@ def test_what_accelerators_do_differently_gives_the_same_numbers(x64, monkeypatc
         np.testing.assert_allclose(
             values, reference, rtol=0, atol=TOLERANCE[jnp.float64] * np.abs(reference).max()
         )
+
+
+@pytest.mark.parametrize(
+    ("memory", "sites", "side"),
+    [(None, 1, 4096), (64e9, 1, 4096), (12e9, 1, 1920), (12e9, 5184, 26), (64e9, 10**9, 1)],
+)
+def test_tiles_of_accelerators_fit_their_memory_and_have_aligned_rows(memory, sites, side, monkeypatch):
+    monkeypatch.setattr(_tiles, "is_accelerated", lambda: True)
+    monkeypatch.setattr(_tiles, "accelerator_memory", lambda: memory and int(memory))
+    assert _tiles.default_block_size(sites) == side
 
 
 def test_engines_are_equal_by_value():

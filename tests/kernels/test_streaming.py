@@ -13,6 +13,7 @@ import pytest
 
 import gpntk
 from gpntk import BlockedComputation, stream_kernel_matrix
+from gpntk.kernels import _engine, _tiles
 from gpntk.kernels._engine import HostBlocks
 
 # Blocks of 16 inputs: 21 in the upper triangle of 90.
@@ -74,6 +75,7 @@ DIES = """
 import os, signal
 import jax, numpy as np
 import gpntk
+from gpntk.kernels import _engine, _tiles
 from gpntk.kernels._engine import HostBlocks
 
 jax.config.update("jax_enable_x64", True)
@@ -183,6 +185,18 @@ def test_kernels_that_agree_on_the_first_inputs_are_told_apart(tmp_path):
         else:
             with pytest.raises(ValueError, match=outcome):
                 stream_kernel_matrix(kernel, x, path=tmp_path / "gram.npy")
+
+
+def test_blocks_of_other_sizes_are_told_apart(tmp_path, monkeypatch):
+    """Accelerators align the rows of tiles: 213 inputs are three blocks of 71, or of 72."""
+    for module in (_engine, _tiles):
+        monkeypatch.setattr(module, "is_accelerated", lambda: True)
+    monkeypatch.setattr(_tiles, "_ALIGNMENT", 2)
+    x = np.random.default_rng(0).normal(size=(213, 3))
+    kernels = [gpntk.NTK(NET, compute_engine=BlockedComputation(size)) for size in (71, 72)]
+    stream_kernel_matrix(kernels[0], x, path=tmp_path / "gram.npy")
+    with pytest.raises(ValueError, match="with other blocks"):
+        stream_kernel_matrix(kernels[1], x, path=tmp_path / "gram.npy")
 
 
 def test_replaced_files_are_noticed(tmp_path):
