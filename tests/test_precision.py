@@ -13,7 +13,6 @@ import pytest
 import gpntk
 from gpntk import groups
 
-RNG = np.random.default_rng(0)
 SETTINGS = {"depth": 2, "bias_variance": 0.1}
 NETWORKS = {
     "MLP": (gpntk.MLP(**SETTINGS), 3),
@@ -26,7 +25,7 @@ NETWORKS = {
 
 
 def data(width):
-    x = RNG.normal(size=(6, width)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(6, width)).astype(np.float32)
     return jnp.asarray(x), jnp.asarray(x[:, 0])
 
 

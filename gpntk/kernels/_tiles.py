@@ -306,7 +306,7 @@ class Tiling:
         size = n_inputs(features)
         tiles = math.ceil(size / block_size)
         block = math.ceil(size / tiles)
-        if tiles > 1 and block > 32 * _ALIGNMENT and is_accelerated():
+        if tiles > 1 and _is_worth_aligning(block):
             block = min(block_size, math.ceil(block / _ALIGNMENT) * _ALIGNMENT)
         return cls(size, tiles, block)
 
@@ -345,7 +345,12 @@ def _symmetric(tile: Float[Array, "n n"], diagonal: Float[Array, " n"]) -> Float
 def default_block_size(sites_per_pair: int) -> int:
     """The side of a tile for kernels that hold `sites_per_pair` numbers per pair of inputs."""
     side = max(1, math.isqrt(_numbers_per_tile() // sites_per_pair))
-    return side - side % _ALIGNMENT if side > 32 * _ALIGNMENT else side
+    return side - side % _ALIGNMENT if _is_worth_aligning(side) else side
+
+
+def _is_worth_aligning(side: int) -> bool:
+    """Whether rows of tiles should be aligned: on smaller sides padding could cost more than 3%."""
+    return side > 32 * _ALIGNMENT and is_accelerated()
 
 
 def default_grouping(sites_per_pair: int) -> Grouping:

@@ -75,7 +75,6 @@ DIES = """
 import os, signal
 import jax, numpy as np
 import gpntk
-from gpntk.kernels import _engine, _tiles
 from gpntk.kernels._engine import HostBlocks
 
 jax.config.update("jax_enable_x64", True)
