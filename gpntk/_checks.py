@@ -112,7 +112,13 @@ def _is_finite(value: Any) -> bool:
     if not isinstance(value, jax.Array) or all(device.platform == "cpu" for device in value.devices()):
         return bool(np.isfinite(value).all())
     with jax.ensure_compile_time_eval():  # of a known array while others are traced
-        return bool(jnp.isfinite(value).all())
+        return bool(all_finite(value))
+
+
+@jax.jit
+def all_finite(values: Any) -> Array:
+    """Whether all entries of an array of JAX are finite, in one pass on its device."""
+    return jnp.isfinite(values).all()
 
 
 def floating_array(name: str, value: Any) -> Float[Array, "..."]:

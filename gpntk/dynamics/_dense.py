@@ -34,11 +34,6 @@ def smallest_pivot(factor, gram, root_weights, alpha):
     return jnp.min(jnp.diagonal(factor) ** 2 / diagonal)
 
 
-@jax.jit
-def all_finite(values):
-    return jnp.isfinite(values).all()
-
-
 @functools.partial(jax.jit, static_argnums=3)
 def solved(factor, root_weights, rhs, copies: int):
     """`S B^-1 S rhs` from the upper Cholesky factor of B, as many times as there are infinite times."""

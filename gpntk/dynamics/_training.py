@@ -28,7 +28,6 @@ from gpntk.dynamics._arguments import (
 )
 from gpntk.dynamics._cross_entropy import cross_entropy_coefficients
 from gpntk.dynamics._dense import (
-    all_finite,
     factorise,
     products,
     propagated,
@@ -280,7 +279,7 @@ class AbstractKernelTraining(abc.ABC):
         """The Gram matrix of the kernel that trains, without rows of weight zero; computed if it was not."""
         gram = self._cast(self.ntk.gram(self.X).as_matrix())
         message = "The Gram matrix of `ntk` holds infinity or NaN: scale the inputs down."
-        return _require(all_finite(gram), gram, message)
+        return _require(_checks.all_finite(gram), gram, message)
 
     @_computed_once
     def _operator(self) -> GramOperator:

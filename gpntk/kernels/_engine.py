@@ -247,14 +247,14 @@ def finite(matrices: Any) -> Any:
         ValueError: naming the precision.
     """
     for leaf in jax.tree.leaves(matrices):
-        _refuse_overflow(leaf, _all_finite(leaf))
+        _refuse_overflow(leaf, _checks.all_finite(leaf))
     return matrices
 
 
 def finite_gram(matrices: Any) -> Any:
     """`finite` for Gram matrices, whose diagonal bounds all entries."""
     for leaf in jax.tree.leaves(matrices):
-        _refuse_overflow(leaf, _all_finite(jnp.diagonal(leaf)))
+        _refuse_overflow(leaf, _checks.all_finite(jnp.diagonal(leaf)))
     return matrices
 
 
@@ -264,11 +264,6 @@ def _refuse_overflow(matrix, is_finite) -> None:
             f"Kernel values are not finite in {matrix.dtype}: scale the inputs or the variances down, or enable "
             "double precision with `jax.enable_x64`."
         )
-
-
-@jax.jit
-def _all_finite(values):
-    return jnp.isfinite(values).all()
 
 
 @eqx.filter_jit
